@@ -1,0 +1,59 @@
+"""Numbers in prose: the notebook computes them, the text only points at them."""
+
+from __future__ import annotations
+
+try:
+    from myst_nb import glue
+except ImportError:  # Colab and bare kernels: the printed value is all a reader needs there
+    glue = None
+
+
+class _Text:
+    """A string whose representation carries no quotes, as prose wants it."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def report(name: str, value, fmt: str = "") -> None:
+    """Print ``name = value`` and give the value to the text around the cell.
+
+    In the built book ``{glue:text}`name``` puts the same characters into a sentence, so that
+    prose and output cannot disagree. Where the book's tools are missing (Colab) the printed
+    line stays.
+
+    Parameters
+    ----------
+    name : str
+        What the number is called; also the key of the glue role.
+    value : number, 0-d tensor or str
+    fmt : str
+        A format specification such as ``".2f"``.
+
+    Raises
+    ------
+    ValueError
+        If ``name`` is empty, or ``fmt`` does not fit ``value``.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"name = {name!r}, expected a non-empty string that the text refers to")
+    if hasattr(value, "item"):
+        if value.numel() != 1 if hasattr(value, "numel") else value.size != 1:
+            raise ValueError(
+                f"value of {name!r} has shape {tuple(value.shape)}, expected a single number: "
+                "report one entry, a mean or a maximum"
+            )
+        value = value.item()
+    try:
+        text = format(value, fmt)
+    except (ValueError, TypeError) as err:
+        raise ValueError(
+            f"fmt = {fmt!r} does not fit {name} = {value!r} ({err}): "
+            "use a format such as '.2f' for a number, '' for text"
+        ) from None
+    print(f"{name} = {text}")
+    if glue is not None:
+        glue(name, _Text(text), display=False)
