@@ -25,7 +25,10 @@ from numba import njit
 _FAST = {"cache": True, "nogil": True, "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
 _STILL = 2  # sweeps without a change of support before a Newton step
 _SWEEPS = 20  # at most this many sweeps before it
-_ROUNDS = 20  # at most this many Newton steps before the next certificate
+_ROUNDS = 20  # at most this many descents to a minimum on a support before the next certificate
+# Both keep the Newton system solvable: the first when atoms repeat, relative to an atom's energy;
+# the second where the length of a group bends little, relative to its curvature lam / ||x_g||.
+_RIDGE, _GROUP_RIDGE = 1e-10, 1e-3
 
 
 @njit(**_FAST)
@@ -136,7 +139,7 @@ def refresh(x, k, d, order, count, listed):
 
 
 @njit(**_FAST)
-def newton_direction(H, x, q, length, lam, d, order, first, count, R, ridge):
+def newton_direction(H, x, q, length, lam, d, order, first, count, R):
     """Direction to the minimum of the local model. Rows before ``first`` of R are still good."""
     step = np.empty(count)
     for i in range(first, count):  # Cholesky; R holds one over its diagonal
@@ -148,9 +151,11 @@ def newton_direction(H, x, q, length, lam, d, order, first, count, R, ridge):
                 s += lam / length[a] * ((a == c) - x[a] * x[c] / length[a] ** 2)
             for f in range(e):
                 s -= R[i, f] * R[e, f]
-            if e == i:  # keeps the system solvable when atoms repeat
-                s = max(s, 0.0) + 1e-10 * H[a, a] + (ridge * lam / length[a] if d > 1 else 0.0)
-            R[i, e] = s * R[e, e] if e < i else 1 / math.sqrt(s)
+            if e < i:
+                R[i, e] = s * R[e, e]
+            else:
+                ridge = _RIDGE * H[a, a] + (_GROUP_RIDGE * lam / length[a] if d > 1 else 0.0)
+                R[i, i] = 1 / math.sqrt(max(s, 0.0) + ridge)
     for i in range(count):
         s = q[order[i]] - lam * x[order[i]] / length[order[i]]
         for e in range(i):
@@ -164,27 +169,25 @@ def newton_direction(H, x, q, length, lam, d, order, first, count, R, ridge):
 
 
 @njit(**_FAST)
-def newton(H, k, x, q, lam, d, order, first, count, R, ridge):
-    """Step to the minimum on the active groups, but not past the first that would turn back."""
+def newton(H, k, x, q, lam, d, order, first, count, R):
+    """Step to the minimum on the active groups; True if an atom left on the way (d = 1)."""
     length, trial = np.empty(k), np.empty(k)
     for i in range(count):
         length[order[i]] = norm(x, order[i] - order[i] % d, d)
-    step = newton_direction(H, x, q, length, lam, d, order, first, count, R, ridge)
+    step = newton_direction(H, x, q, length, lam, d, order, first, count, R)
     reach, leaving = 1.0, -1
-    for i in range(0, count, d):
-        inner = 0.0
-        for j in range(i, i + d):
-            inner += x[order[j]] * step[j]
-        if d == 1 and length[order[i]] ** 2 + reach * inner < 0:
-            reach, leaving = -(length[order[i]] ** 2) / inner, i
-    for _ in range(30):
+    if d == 1:  # the model holds up to the first change of sign
         for i in range(count):
-            step[i] = -x[order[i]] if i - i % d == leaving else reach * step[i]
+            if length[order[i]] ** 2 + reach * x[order[i]] * step[i] < 0:
+                reach, leaving = -x[order[i]] / step[i], i
+    for _ in range(1 if d == 1 else 30):
+        for i in range(count):
+            step[i] = -x[order[i]] if i == leaving else reach * step[i]
         trial[:] = q[:k]
         for i in range(count):
             for c in range(k):
                 trial[c] -= step[i] * H[order[i], c]
-        change = 0.0  # of the objective; one try is enough for d = 1
+        change = 0.0  # of the objective; for d = 1 the first try always lowers it
         for i in range(0, count, d):
             squares = 0.0
             for j in range(i, i + d):
@@ -193,15 +196,15 @@ def newton(H, k, x, q, lam, d, order, first, count, R, ridge):
             change += lam * (math.sqrt(squares) - length[order[i]])
         if change <= 0:
             for i in range(count):
-                x[order[i]] = 0.0 if i - i % d == leaving else x[order[i]] + step[i]
+                x[order[i]] = 0.0 if i == leaving else x[order[i]] + step[i]
             q[:k] = trial
             return leaving >= 0
-        reach = 0.5
+        reach, leaving = 0.5, -1
     return False
 
 
 @njit(**_FAST)
-def solve(G, lipschitz, b, energy, lam, d, tol, max_iterations, x, H, R, ridge, trace):
+def solve(G, lipschitz, b, energy, lam, d, tol, max_iterations, x, H, R, trace):
     """Minimise for one signal, in place in ``x``; ``trace`` keeps the largest gap at each check."""
     n = b.size
     q = b.copy()
@@ -247,7 +250,7 @@ def solve(G, lipschitz, b, energy, lam, d, tol, max_iterations, x, H, R, ridge, 
             while left:  # to the minimum on a support, however many groups that drops
                 count, prefix = refresh(xw, k, d, order, count, listed)
                 first = prefix if d == 1 else 0  # for groups the Hessian moves with x
-                left = newton(H, k, xw, qw, lam, d, order, first, count, R, ridge)
+                left = newton(H, k, xw, qw, lam, d, order, first, count, R)
             if certificate(xw, bw, qw, energy, lam, d, k) <= max(tol, 0.01 * gap):
                 break
         for a in range(k):
@@ -263,9 +266,6 @@ def solve_every(first, stride, G, lipschitz, B, energy, lam, d, tol, max_iterati
     n = G.shape[0]
     H, R = np.empty((n, n)), np.empty((n, n))
     trace = np.full(max_iterations + 1, -1.0)
-    # Repeated atoms make the Newton system singular; for groups the ridge also keeps the step
-    # where the model of ||x_g|| can be trusted.
-    ridge = 0.1
     for i in range(first, B.shape[0], stride):
-        solve(G, lipschitz, B[i], energy[i], lam, d, tol, max_iterations, X[i], H, R, ridge, trace)
+        solve(G, lipschitz, B[i], energy[i], lam, d, tol, max_iterations, X[i], H, R, trace)
     return trace

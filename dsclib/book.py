@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-try:
-    from myst_nb import glue
-except ImportError:  # Colab and bare kernels: the printed value is all a reader needs there
-    glue = None
+from IPython.display import display
 
-
-class _Text:
-    """A string whose representation carries no quotes, as prose wants it."""
-
-    def __init__(self, text: str):
-        self.text = text
-
-    def __repr__(self) -> str:
-        return self.text
+# What MyST-NB reads; saying it here spares every notebook the import of the book's tools.
+_PREFIX = "application/papermill.record/"
 
 
 def report(name: str, value, fmt: str = "") -> None:
     """Print ``name = value`` and give the value to the text around the cell.
 
     In the built book ``{glue:text}`name``` puts the same characters into a sentence, so that
-    prose and output cannot disagree. Where the book's tools are missing (Colab) the printed
-    line stays.
+    prose and output cannot disagree. In JupyterLab and Colab a reader sees the printed line.
 
     Parameters
     ----------
@@ -36,7 +25,7 @@ def report(name: str, value, fmt: str = "") -> None:
     Raises
     ------
     ValueError
-        If ``name`` is empty, or ``fmt`` does not fit ``value``.
+        If ``name`` is empty, ``value`` is not a single number, or ``fmt`` does not fit it.
     """
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"name = {name!r}, expected a non-empty string that the text refers to")
@@ -55,5 +44,9 @@ def report(name: str, value, fmt: str = "") -> None:
             "use a format such as '.2f' for a number, '' for text"
         ) from None
     print(f"{name} = {text}")
-    if glue is not None:
-        glue(name, _Text(text), display=False)
+    # Quoted: MyST-NB reads the text as a Python literal, and 10,626 without quotes is a pair.
+    display(
+        {_PREFIX + "text/plain": repr(text)},
+        metadata={"scrapbook": {"name": name, "mime_prefix": _PREFIX}},
+        raw=True,
+    )

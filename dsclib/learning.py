@@ -91,7 +91,8 @@ def learn_dictionary(
     n = as_count(n_atoms, "n_atoms")
     lam = as_number(lam, "lam", positive=True)
     iterations = as_count(iterations, "iterations")
-    size = as_count(batch_size or len(Y), "batch_size", at_most=len(Y))
+    batch_size = len(Y) if batch_size is None else batch_size
+    size = as_count(batch_size, "batch_size", at_most=len(Y))
     random = generator(seed)
     like, Y = Y, Y.double().cpu()
     D = _start(Y, n, start, random)

@@ -6,9 +6,12 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+import nbformat  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from docutils.core import publish_file  # noqa: E402
+from myst_nb.docutils_ import Parser  # noqa: E402
 
 from dsclib import book, figures  # noqa: E402
 
@@ -71,14 +74,28 @@ def test_bad_input_is_named(call, message):
 
 @pytest.mark.parametrize("value", [0.123, np.float64(0.123), torch.tensor(0.123)])
 def test_report_prints_and_glues_the_same_text(value, capsys, monkeypatch):
-    glued = {}
-    monkeypatch.setattr(book, "glue", lambda name, x, display: glued.update({name: repr(x)}))
+    shown = []
+    monkeypatch.setattr(book, "display", lambda data, metadata, raw: shown.append((data, metadata)))
     book.report("rate", value, ".2f")
     assert capsys.readouterr().out == "rate = 0.12\n"
-    assert glued == {"rate": "0.12"}
+    (data, metadata), = shown
+    assert list(data.values()) == ["'0.12'"]
+    assert metadata["scrapbook"]["name"] == "rate"
 
 
-def test_report_without_the_books_tools_still_prints(capsys, monkeypatch):
-    monkeypatch.setattr(book, "glue", None)
-    book.report("rate", 3)
-    assert capsys.readouterr().out == "rate = 3\n"
+@pytest.mark.parametrize("value, fmt", [(10626, ","), (0.5, ".2f"), (1.5e10, ".1e"), ("a b", "")])
+def test_reported_text_reaches_the_page_unchanged(value, fmt, tmp_path, monkeypatch):
+    """Through MyST-NB itself, which would read 10,626 as a pair and 0.50 as 0.5."""
+    cells = [
+        nbformat.v4.new_markdown_cell("# Title\n\nvalue: {glue:text}`key`."),
+        nbformat.v4.new_code_cell(f"from dsclib.book import report\nreport('key', {value!r}, {fmt!r})"),
+    ]
+    nb = nbformat.v4.new_notebook(cells=cells)
+    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    nbformat.write(nb, tmp_path / "a.ipynb")
+    monkeypatch.chdir(tmp_path)  # MyST-NB leaves a folder where it runs
+    page = publish_file(
+        source_path=str(tmp_path / "a.ipynb"), destination_path=str(tmp_path / "a.html"),
+        parser=Parser(), writer_name="html", settings_overrides={"nb_execution_mode": "force"},
+    )  # fmt: skip
+    assert f"value: {format(value, fmt)}." in re.sub("<[^>]+>", "", str(page))
