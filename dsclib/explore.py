@@ -182,9 +182,9 @@ def _figure(plot, alt: str, chosen: dict, raster: bool, sliders: dict) -> str:
     choices = [dict(zip(sliders, v, strict=True)) for v in itertools.product(*sliders.values())]
     frames = [_frame(plot, values, raster) for values in choices]
     alts = [alt.format(**{k: _text(v) for k, v in values.items()}) for values in choices]
-    first = int(np.ravel_multi_index(
-        list(chosen.values()), [len(values) for values in sliders.values()]
-    ))
+    first = int(
+        np.ravel_multi_index(list(chosen.values()), [len(values) for values in sliders.values()])
+    )
     prefix = "data:image/webp;base64," if raster else "data:image/svg+xml,"
     data = {
         "values": [[_text(v) for v in values] for values in sliders.values()],

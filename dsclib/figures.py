@@ -22,27 +22,29 @@ def style() -> None:
     Figures are transparent SVG with dark ink, so that the site can show line plots in dark
     mode by turning lightness round. Outside IPython only the colours and sizes change.
     """
-    plt.rcParams.update({
-        "figure.figsize": (5.5, 3.4),
-        "figure.facecolor": "none",
-        "axes.facecolor": "none",
-        "savefig.facecolor": "none",
-        "savefig.bbox": "tight",
-        "figure.constrained_layout.use": True,
-        "font.size": 11,
-        "axes.titlesize": 11,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": "#888888",
-        "grid.alpha": 0.25,
-        "axes.prop_cycle": cycler(color=COLOURS) + cycler(linestyle=_LINES),
-        "lines.linewidth": 1.8,
-        "legend.frameon": False,
-        "image.cmap": "gray",
-        "image.interpolation": "none",
-        "svg.hashsalt": "dsclib",  # the same picture gives the same bytes
-    })
+    plt.rcParams.update(
+        {
+            "figure.figsize": (5.5, 3.4),
+            "figure.facecolor": "none",
+            "axes.facecolor": "none",
+            "savefig.facecolor": "none",
+            "savefig.bbox": "tight",
+            "figure.constrained_layout.use": True,
+            "font.size": 11,
+            "axes.titlesize": 11,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.color": "#888888",
+            "grid.alpha": 0.25,
+            "axes.prop_cycle": cycler(color=COLOURS) + cycler(linestyle=_LINES),
+            "lines.linewidth": 1.8,
+            "legend.frameon": False,
+            "image.cmap": "gray",
+            "image.interpolation": "none",
+            "svg.hashsalt": "dsclib",  # the same picture gives the same bytes
+        }
+    )
     try:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._checks import as_count, as_dictionary, as_number, as_signals, as_tensor, generator
+from ._checks import as_count, as_dictionary, as_number, as_tensor, generator
 from ._solution import objective
 from .pursuit import lasso
 

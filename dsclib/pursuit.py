@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._checks import as_count, as_groups, as_number, as_tensor, as_weights
+from ._checks import as_groups, as_number, as_tensor, as_weights
 from ._descent import solve_every
+from ._greedy import omp
 from ._solution import (
     ConvergenceWarning,
     Run,
@@ -353,92 +354,10 @@ def scheduled_ista(
         if theta is None:
             return Solution(x, None, k, torch.stack(history))
         z = x + residual @ W
-        x = nonnegative_soft_threshold(z, theta) if nonnegative else group_soft_threshold(z, theta, d)
-
-
-@torch.no_grad()
-def omp(Y, D, sparsity: int, tol=None) -> Solution:
-    r"""Orthogonal matching pursuit: pick the atom closest to the residual, fit, repeat.
-
-    .. math:: i_k = \arg\max_i \frac{|d_i' r^{k-1}|}{\|d_i\|_2}, \qquad
-              r^k = y - D_{S_k} x_{S_k}, \quad x_{S_k} = \arg\min_x \|y - D_{S_k} x\|_2
-
-    :cite:p:`pati1993orthogonal`. The picked atoms are kept as an orthonormal basis, one a
-    signal, so that a fit costs one projection and all signals advance in step, in the spirit
-    of :cite:p:`rubinstein2008efficient`. Not differentiable: the support is a step function.
-
-    Parameters
-    ----------
-    Y : tensor, shape (B, m)
-        Signals.
-    D : tensor, shape (m, n)
-        Dictionary, atoms of any length.
-    sparsity : int
-        Atoms a signal at most, 1 to min(m, n).
-    tol : float or tensor, shape (B,), optional
-        Residual norm at which a signal is good enough and gets no further atom.
-
-    Returns
-    -------
-    Solution
-        ``gap`` is None. ``history`` (iterations + 1, B) holds the residual norms. A signal has
-        fewer than ``sparsity`` atoms once none of them explains any more of it.
-
-    Raises
-    ------
-    ValueError
-        If shapes do not match, numbers are not finite, ``sparsity`` is not between 1 and
-        min(m, n), or ``tol`` is negative.
-    """
-    Y, D = as_problem(Y, D)
-    sparsity = as_count(sparsity, "sparsity", at_most=min(D.shape))
-    dtype, Y, D = Y.dtype, Y.double(), D.double()
-    enough, energy = _enough(tol, Y), Y.norm(dim=1)
-    lengths = D.norm(dim=0)
-    lengths = torch.where(lengths > 0, lengths, 1.0)
-    atoms = (D / lengths).T.contiguous()
-    (B, m), n = Y.shape, D.shape[1]
-    support = torch.zeros(B, sparsity, dtype=torch.long, device=Y.device)
-    basis, coordinates = Y.new_zeros(B, sparsity, m), Y.new_zeros(B, sparsity)
-    triangle = torch.eye(sparsity).to(Y).repeat(B, 1, 1)  # picked atoms = triangle' basis
-    residual, active, history = Y.clone(), torch.ones_like(energy, dtype=torch.bool), [energy]
-    for k in range(sparsity):
-        match = (residual @ atoms.T).abs()
-        match.scatter_(1, support[:, :k], -1.0)  # no atom twice
-        best, pick = match.max(dim=1)
-        new = atoms[pick]
-        shares = Y.new_zeros(B, k, 1)
-        for _ in range(2):  # Gram-Schmidt; the second pass removes the rounding of the first
-            share = basis[:, :k] @ new[:, :, None]
-            new = new - (basis[:, :k].mT @ share)[:, :, 0]
-            shares += share
-        height = new.norm(dim=1)
-        active &= (history[-1] > enough) & (best > 1e-13 * energy) & (height > 1e-10)
-        if not active.any():
-            break
-        support[:, k] = torch.where(active, pick, 0)
-        basis[:, k] = torch.where(active[:, None], new / height[:, None], 0.0)
-        triangle[:, :k, k] = torch.where(active[:, None], shares[:, :, 0], 0.0)
-        triangle[:, k, k] = torch.where(active, height, 1.0)
-        coordinates[:, k] = (basis[:, k] * residual).sum(dim=1)
-        residual = residual - coordinates[:, k, None] * basis[:, k]
-        history.append(residual.norm(dim=1))
-    fit = torch.linalg.solve_triangular(triangle, coordinates[:, :, None], upper=True)[:, :, 0]
-    codes = Y.new_zeros(B, n).scatter_add(1, support, fit) / lengths
-    return Solution(codes.to(dtype), None, len(history) - 1, torch.stack(history).to(dtype))
-
-
-def _enough(tol, Y: Tensor) -> Tensor | float:
-    """The residual norm at which a signal needs no further atom."""
-    if tol is None or not np.ndim(tol):
-        return 0.0 if tol is None else as_number(tol, "tol")
-    tol = as_tensor(tol, "tol", "(B,)", like=Y)
-    if len(tol) != len(Y) or (tol < 0).any():
-        raise ValueError(
-            f"tol has {len(tol)} entries down to {tol.min().item():.4g}, expected {len(Y)}, one "
-            "for every signal, all >= 0: pass a number to use one for all"
-        )
-    return tol.to(Y)
+        if nonnegative:
+            x = nonnegative_soft_threshold(z, theta)
+        else:
+            x = group_soft_threshold(z, theta, d)
 
 
 def _descend(solver, Y, D, lam, group_size, tol, max_iterations, start) -> Solution:
@@ -452,7 +371,7 @@ def _descend(solver, Y, D, lam, group_size, tol, max_iterations, start) -> Solut
     like, Y, D = Y, Y.detach().double().cpu(), D.detach().double().cpu()
     gram = D.T @ D
     blocks = D.T.unflatten(0, (-1, d))
-    steepness = torch.linalg.matrix_norm(blocks, 2) ** 2
+    steepness = torch.linalg.eigvalsh(blocks @ blocks.mT)[:, -1].clamp(min=0)
     codes = torch.zeros(len(Y), D.shape[1], dtype=torch.float64) if start is None else start.clone()
     codes *= (steepness > 0).repeat_interleave(d)  # atoms of length zero carry nothing
     inputs = (gram, steepness, Y @ D, Y.square().sum(dim=1))

@@ -33,7 +33,10 @@ D = torch.eye(3, dtype=torch.float64)
         (lambda: checks.as_count(True, "s"), "s = True, expected a whole number"),
         (lambda: checks.as_count(9, "s", at_most=4), "s = 9, expected at least 1 and at most 4"),
         (lambda: checks.as_number(float("inf"), "lam"), "lam = inf, expected a finite number"),
-        (lambda: checks.as_number(0, "lam", positive=True), "lam = 0, expected a finite number > 0"),
+        (
+            lambda: checks.as_number(0, "lam", positive=True),
+            "lam = 0, expected a finite number > 0",
+        ),
         (lambda: checks.as_groups(10, 3), "group_size = 3 does not divide the 10 atoms"),
         (lambda: checks.as_choice("x", "boundary", ("a", "b")), "expected one of 'a', 'b'"),
         (lambda: checks.generator(-1), "seed = -1"),

@@ -24,7 +24,9 @@ def clean_figures():
 
 
 def test_mosaic_places_and_scales_tiles():
-    tiles = torch.tensor([[[2.0, 0.0], [0.0, -2.0]], [[0.0, 0.0], [0.0, 0.0]], [[0.0, 0.5], [0, 0]]])
+    tiles = torch.tensor(
+        [[[2.0, 0.0], [0.0, -2.0]], [[0.0, 0.0], [0.0, 0.0]], [[0.0, 0.5], [0, 0]]]
+    )
     out = figures.mosaic(tiles, columns=2)
     assert out.shape == (5, 5)
     np.testing.assert_allclose(out[:2, :2], [[1, 0.5], [0.5, 0]])
@@ -78,7 +80,7 @@ def test_report_prints_and_glues_the_same_text(value, capsys, monkeypatch):
     monkeypatch.setattr(book, "display", lambda data, metadata, raw: shown.append((data, metadata)))
     book.report("rate", value, ".2f")
     assert capsys.readouterr().out == "rate = 0.12\n"
-    (data, metadata), = shown
+    ((data, metadata),) = shown
     assert list(data.values()) == ["'0.12'"]
     assert metadata["scrapbook"]["name"] == "rate"
 
@@ -88,7 +90,9 @@ def test_reported_text_reaches_the_page_unchanged(value, fmt, tmp_path, monkeypa
     """Through MyST-NB itself, which would read 10,626 as a pair and 0.50 as 0.5."""
     cells = [
         nbformat.v4.new_markdown_cell("# Title\n\nvalue: {glue:text}`key`."),
-        nbformat.v4.new_code_cell(f"from dsclib.book import report\nreport('key', {value!r}, {fmt!r})"),
+        nbformat.v4.new_code_cell(
+            f"from dsclib.book import report\nreport('key', {value!r}, {fmt!r})"
+        ),
     ]
     nb = nbformat.v4.new_notebook(cells=cells)
     nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}

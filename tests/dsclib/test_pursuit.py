@@ -150,15 +150,14 @@ def test_gap_is_that_of_the_residual_scaled_into_the_feasible_set():
     Y, D, X, lam = normal(1, 6), gaussian(6, 10), 0.1 * normal(1, 10, seed=3), 0.2
     r = (Y - X @ D.T)[0]
     reach = lam / (D.T @ r).abs().max()
-    dual = max((Y[0] @ (a * r) - (a * r) @ (a * r) / 2).item() for a in reach * torch.linspace(0, 1, 9))
+    scales = reach * torch.tensor([0.0, 0.3, 0.8, 1.0], dtype=torch.float64)
+    dual = max((Y[0] @ (a * r) - (a * r) @ (a * r) / 2).item() for a in scales)
     primal = objective(Y, D, X, lam).item()
     assert duality_gap(Y, D, X, lam).item() == pytest.approx((primal - dual) / primal, rel=1e-12)
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    st.integers(0, 10_000), st.integers(1, 12), st.sampled_from([1, 2, 3]), st.floats(-5.0, 0.0)
-)
+@given(st.integers(0, 10_000), st.integers(1, 12), st.sampled_from([1, 2, 3]), st.floats(-5.0, 0.0))
 def test_fast_solvers_converge_on_hard_instances(seed, m, d, exponent):
     """Repeated atoms, more atoms than entries, penalties down to 1e-5 of the largest useful."""
     D = normal(m, 6 * d, seed=seed)
@@ -189,12 +188,12 @@ def test_fast_and_readable_lasso_find_the_same_codes():
 
 @pytest.mark.parametrize("d", [2, 5])
 def test_group_lasso_agrees_with_a_readable_proximal_gradient(d):
-    Y, D, lam = normal(20, 16), gaussian(16, 40), 0.3
+    Y, D, lam = normal(20, 80), gaussian(80, 40), 0.6  # more entries than atoms: fast to solve
     L = torch.linalg.matrix_norm(D, 2).item() ** 2
     X = torch.zeros(20, 40, dtype=torch.float64)
-    for _ in range(20_000):
+    for _ in range(600):
         X = group_soft_threshold(X + (Y - X @ D.T) @ D / L, lam / L, d)
-    torch.testing.assert_close(group_lasso(Y, D, lam, d, 1e-12).codes, X, atol=1e-6, rtol=0)
+    torch.testing.assert_close(group_lasso(Y, D, lam, d, 1e-12).codes, X, atol=1e-7, rtol=0)
 
 
 def test_groups_of_one_are_the_lasso():
@@ -225,8 +224,8 @@ def test_group_lasso_agrees_with_a_general_optimiser():
 
 @pytest.mark.parametrize("solver", [*L1_SOLVERS, lambda Y, D, lam: group_lasso(Y, D, lam, 4)])
 def test_signals_do_not_influence_each_other(solver):
-    Y, D = normal(11, 16), gaussian(16, 40)
-    Y[5:] *= 10
+    Y, D = normal(11, 48), gaussian(48, 24)
+    Y[5:] *= 3
     whole = solver(Y, D, 0.3)
     for i in (0, 4, 5, 10):
         alone = solver(Y[i : i + 1], D, 0.3)
@@ -351,7 +350,8 @@ def test_scheduled_ista_is_differentiable():
     inputs = [t.requires_grad_(True) for t in (Y, D, thresholds, W)]
     for d, nonnegative in ((1, False), (2, False), (1, True)):
         assert torch.autograd.gradcheck(
-            lambda *a: scheduled_ista(*a, d, nonnegative).codes, inputs  # noqa: B023
+            lambda *a: scheduled_ista(*a, d, nonnegative).codes,
+            inputs,  # noqa: B023
         )
 
 

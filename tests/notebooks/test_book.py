@@ -35,11 +35,7 @@ def cache():
 
 
 def test_every_notebook_is_in_the_table_of_contents():
-    found = {
-        p
-        for p in (ROOT / "chapters").rglob("*.ipynb")
-        if ".ipynb_checkpoints" not in p.parts
-    }
+    found = {p for p in (ROOT / "chapters").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts}
     assert found == set(NOTEBOOKS)
     assert NOTEBOOKS, "the table of contents lists no notebook"
 

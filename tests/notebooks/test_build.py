@@ -33,7 +33,9 @@ def build(folder: Path) -> int:
 
 
 def runs(folder: Path) -> dict[str, int]:
-    return {name: len(path.read_text()) for name in "ab" if (path := folder / f"{name}.runs").exists()}
+    return {
+        name: len(path.read_text()) for name in "ab" if (path := folder / f"{name}.runs").exists()
+    }
 
 
 @pytest.fixture
