@@ -65,8 +65,9 @@ def duality_gap(Y, D, codes, lam: float, group_size: int = 1) -> Tensor:
     D : tensor, shape (m, n)
         Dictionary, atoms of any length.
     codes : tensor, shape (B, n)
+        Any codes, whoever computed them.
     lam : float
-        Penalty > 0, in the units of ``Y`` times those of an atom.
+        Penalty > 0 in the units of ``D'y``.
     group_size : int
         Entries a group; 1 is the Lasso.
 
@@ -366,14 +367,13 @@ def _descend(solver, Y, D, lam, group_size, tol, max_iterations, start) -> Solut
     d = as_groups(D.shape[1], group_size)
     lam = as_number(lam, "lam", positive=True)
     tol, max_iterations = as_tolerance(tol, max_iterations)
-    if start is not None:
-        start = as_codes(start, Y, D, "start").detach().double().cpu()
+    start = Y.new_zeros(len(Y), D.shape[1]) if start is None else as_codes(start, Y, D, "start")
     like, Y, D = Y, Y.detach().double().cpu(), D.detach().double().cpu()
     gram = D.T @ D
     blocks = D.T.unflatten(0, (-1, d))
     steepness = torch.linalg.eigvalsh(blocks @ blocks.mT)[:, -1].clamp(min=0)
-    codes = torch.zeros(len(Y), D.shape[1], dtype=torch.float64) if start is None else start.clone()
-    codes *= (steepness > 0).repeat_interleave(d)  # atoms of length zero carry nothing
+    carries = (steepness > 0).repeat_interleave(d)  # a group of length zero has no code
+    codes = torch.where(carries, start.detach().double().cpu(), 0.0).contiguous()
     inputs = (gram, steepness, Y @ D, Y.square().sum(dim=1))
     inputs = [np.ascontiguousarray(t.numpy()) for t in inputs]
     share = min(torch.get_num_threads(), len(Y))

@@ -344,15 +344,16 @@ def test_unrolled_iterations_are_differentiable(solver):
     assert s.codes.requires_grad and not s.history.requires_grad and not s.gap.requires_grad
 
 
-def test_scheduled_ista_is_differentiable():
+@pytest.mark.parametrize("d, nonnegative", [(1, False), (2, False), (1, True)])
+def test_scheduled_ista_is_differentiable(d, nonnegative):
     Y, D, W = normal(2, 4), gaussian(4, 6), gaussian(4, 6, seed=7)
     thresholds = torch.tensor([0.3, 0.2, 0.1], dtype=torch.float64)
     inputs = [t.requires_grad_(True) for t in (Y, D, thresholds, W)]
-    for d, nonnegative in ((1, False), (2, False), (1, True)):
-        assert torch.autograd.gradcheck(
-            lambda *a: scheduled_ista(*a, d, nonnegative).codes,
-            inputs,  # noqa: B023
-        )
+
+    def codes(*inputs):
+        return scheduled_ista(*inputs, d, nonnegative).codes
+
+    assert torch.autograd.gradcheck(codes, inputs)
 
 
 def test_compiled_solvers_give_codes_without_a_graph():

@@ -125,7 +125,7 @@ def test_figures_have_alt_text_that_says_something(path, cache):
 
 @each
 def test_numbers_in_prose_were_reported(path, cache):
-    """Every glue role in the text has its report in the same notebook, and none is reported twice."""
+    """Every glue role in the text has its report in the same notebook, none has two."""
     done = cache.merge_match_into_notebook(read(path))[1]
     text = "\n".join(c.source for c in done.cells if c.cell_type == "markdown")
     wanted = set(re.findall(r"\{glue:text\}`([^`:]+)", text))
