@@ -130,12 +130,8 @@ def race(name: str, Y, D) -> None:
     ours = seconds.pop("dsclib lasso")
     for solver, theirs in seconds.items():
         factor = max(theirs / ours, ours / theirs)
-        winner = solver if theirs < ours else "dsclib"
-        print(
-            f"{solver}: {winner} wins by a factor of {factor:.1f}"
-            if factor > 1.1
-            else f"{solver}: a draw"
-        )
+        verdict = f"{solver if theirs < ours else 'dsclib'} wins by a factor of {factor:.1f}"
+        print(f"{solver}: {verdict if factor > 1.1 else 'a draw'}")
 
 
 def main(count: int = 10_000) -> None:
