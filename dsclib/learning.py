@@ -7,6 +7,7 @@ after the other, from two small matrices that sum up all signals :cite:p:`mairal
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -116,9 +117,11 @@ def learn_dictionary(
 
 def _update(D: Tensor, gram: Tensor, cross: Tensor) -> None:
     """One pass over the atoms, each moved to its best place on the sphere given the others."""
+    # NumPy on the same memory: for vectors this short, torch's calls cost more than the sums.
+    D, gram, cross = D.numpy(), gram.numpy(), cross.numpy()
     for j in range(D.shape[1]):
         v = cross[:, j] - D @ gram[:, j] + gram[j, j] * D[:, j]
-        length = v.norm()
+        length = math.sqrt(v @ v)
         if length > 0 and gram[j, j] > 0:
             D[:, j] = v / length
 
