@@ -168,6 +168,20 @@ def as_groups(n: int, group_size, what: str = "atoms") -> int:
     return d
 
 
+def per_layer(values, depth: int, name: str) -> list:
+    """One value for each of ``depth`` layers: a single number serves all of them."""
+    if isinstance(values, Tensor | np.ndarray):
+        values = values.tolist()
+    if isinstance(values, numbers.Real):
+        return [values] * depth
+    values = list(values)
+    if len(values) != depth:
+        raise ValueError(
+            f"{name} has {len(values)} entries, expected {depth}, one a layer, outermost first"
+        )
+    return values
+
+
 def as_choice(x, name: str, choices) -> str:
     """Return ``x`` if it is one of ``choices``."""
     if x not in choices:

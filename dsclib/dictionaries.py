@@ -13,9 +13,11 @@ from scipy.linalg import hadamard
 from torch import Tensor
 
 from ._checks import as_count, generator
-from .coherence import analysis_weights, babel, mutual_coherence, welch_bound
+from ._sparse_atoms import sparse_atoms, sparse_filters
+from .coherence import analysis_filters, analysis_weights, babel, mutual_coherence, welch_bound
 
 __all__ = [
+    "analysis_filters",
     "analysis_weights",
     "babel",
     "dirac_hadamard",
@@ -25,6 +27,8 @@ __all__ = [
     "incoherent_conv",
     "mutual_coherence",
     "overcomplete_dct",
+    "sparse_atoms",
+    "sparse_filters",
     "welch_bound",
 ]
 

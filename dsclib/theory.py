@@ -4,287 +4,250 @@ With :math:`\mu_1` the cumulative coherence (:func:`dsclib.dictionaries.babel`),
 take a matrix D (m, n) of unit-norm atoms, or an operator of :mod:`dsclib.operators`. For a
 convolution s is local: the largest number of active atoms in any stripe, the stripe of an
 atom being all atoms that overlap it, itself included; the bounds then hold for signals of any
-length :cite:p:`papyan2017working`. With ``group_size = d`` atoms are counted in groups.
+length from 2 p - 1 positions on, p the operator's reach :cite:p:`papyan2017working`. With
+``group_size = d`` atoms are counted in groups.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ._checks import as_count, as_dictionary, as_number
-from .coherence import cumulative_coherence
+from ._checks import as_count, as_groups, as_number, match, per_layer
+from .guarantees import (
+    Schedule,
+    certified_sparsity,
+    fista_bound,
+    ista_bound,
+    local_matrix,
+    rate,
+    stability_bound,
+    threshold_schedule,
+    uniqueness_sparsity,
+)
 from .operators import Conv1d, Conv2d, Dense
 
-# A certificate asks for rate < 1; equality hidden by rounding does not count.
-_STRICT = 1 - 1e-9
+__all__ = [
+    "Schedule",
+    "rate",
+    "threshold_schedule",
+    "certified_sparsity",
+    "input_gain",
+    "deep_schedule",
+    "deep_error_bound",
+    "uniqueness_sparsity",
+    "stability_bound",
+    "ista_bound",
+    "fista_bound",
+]
 
 
-class Schedule(NamedTuple):
-    """Thresholds (K,) of K steps, and the errors (K + 1,) they are certified to leave."""
+def input_gain(W, active: int, group_size: int = 1, rows: int = 1) -> float:
+    r"""How much of an error in its sparse input a layer lets into its codes.
 
-    thresholds: Tensor
-    errors: Tensor
+    .. math:: \kappa = \max_g \max_{|A| = a} \sum_{h \in A} \|W_g[h]\|_2, \qquad
+              \max_g \|W_g^\top u\|_2 \le \kappa \max_h \|u[h]\|_2
 
-
-def rate(D, s: int, W=None, group_size: int = 1) -> float:
-    r"""Rate of convergence of thresholded iterations, per step.
-
-    .. math:: \rho = \mu_1(s) + \mu_1(s - 1)
-
-    Below 1 it certifies :func:`threshold_schedule`, and with W = D that orthogonal matching
-    pursuit and basis pursuit find every s-sparse code :cite:p:`tropp2004greed`. It is at most
-    :math:`(2 s - 1) \mu`.
+    for every u with at most ``a = active`` nonzero blocks u[h] of ``rows`` neighbouring entries;
+    W_g[h] are those rows of W_g. With blocks and groups of one, :math:`\kappa` is the largest
+    sum of the a largest magnitudes in a column of W.
 
     Parameters
     ----------
-    D : tensor, shape (m, n), or operator
-        Unit-norm atoms.
-    s : int
-        Number of active atoms (groups; per stripe for a convolution), 1 to n (G).
-    W : like ``D``, optional
-        Analysis weights with :math:`w_i^\top d_i = 1`; ``None`` is W = D.
+    W : tensor, shape (m, n), or operator
+        Analysis weights of the layer, of any scale; of a convolution its filters, each the
+        whole window that its atom sees.
+    active : int
+        Nonzero blocks of the input, at least 1; more than there are means all of them.
     group_size : int
         Atoms a group; must divide n, and be 1 for a convolution.
+    rows : int
+        Entries a block of the input, the group size of the layer before; must divide m, and
+        be 1 for a convolution.
 
     Returns
     -------
     float
+        In units of the layer's codes for one unit of its input.
 
     Raises
     ------
     ValueError
-        If the atoms are not of length 1, ``W`` is not normalised against ``D``, the atoms of a
-        group are not orthonormal (W = D), or ``s`` is not a whole number in its range.
+        If ``W`` is not a finite matrix, or a count is not a whole number in its range.
     """
-    mu = _cumulative(D, W, group_size)
-    return _rate(mu, as_count(s, "s", at_most=len(mu) - 1))
+    if isinstance(W, Conv1d | Conv2d):
+        if (group_size, rows) != (1, 1):
+            raise ValueError(
+                f"group_size = {group_size!r}, rows = {rows!r}, expected 1 and 1 for a "
+                "convolution: its codes are ordered by position; pass a matrix for groups"
+            )
+        W = W.filters.flatten(1).T
+    W = local_matrix(W, "W").detach().double()
+    active, d = as_count(active, "active"), as_groups(W.shape[1], group_size)
+    b = as_count(rows, "rows", at_most=W.shape[0])
+    if W.shape[0] % b:
+        raise ValueError(f"rows = {b} does not divide the {W.shape[0]} rows of W: blocks are whole")
+    blocks = W.unflatten(0, (-1, b)).unflatten(-1, (-1, d)).transpose(1, 2)
+    gains = blocks[..., 0, 0].abs() if b == d == 1 else torch.linalg.matrix_norm(blocks, ord=2)
+    return gains.topk(min(active, len(gains)), dim=0).values.sum(dim=0).max().item()
 
 
-def threshold_schedule(
-    D, s: int, steps: int, bound=1.0, noise=0.0, W=None, group_size: int = 1
-) -> Schedule:
-    r"""Thresholds that let no wrong atom in, and the error they leave after every step.
+def deep_schedule(
+    dictionaries: Sequence,
+    sparsity: Sequence[int],
+    steps,
+    bounds=1.0,
+    noise=0.0,
+    weights: Sequence | None = None,
+    group_size=1,
+) -> tuple[Schedule, ...]:
+    r"""A :func:`threshold_schedule` for every layer of a deep model: the theorem with depth.
 
-    .. math:: \theta_k = \mu_1(s) E_k + \sigma, \qquad
-              E_{k+1} = \rho E_k + 2 \sigma, \qquad \rho = \mu_1(s) + \mu_1(s - 1) < 1
+    For :math:`y = x_0 + e_0` and :math:`x_{j-1} = D_j x_j + e_j`, j = 1, ..., J, where
+    :math:`x_j` has at most :math:`s_j` active groups, run layer after layer
+    :func:`dsclib.pursuit.scheduled_ista`, each on the codes that the one before has found.
+    Layer j has rate :math:`\rho_j < 1`, bound :math:`B_j`, :math:`K_j` steps and
 
-    For y = D x* + e with at most s active groups, the iteration
-    :math:`x^{k+1} = GS_{\theta_k}(x^k + W^\top (y - D x^k))` from :math:`x^0 = 0` keeps every
-    other group at zero and :math:`\max_g \|x^k_g - x^*_g\|_2 \le E_k`, hence
+    .. math:: \sigma_1 = \eta_1, \qquad \sigma_j = \kappa_j \delta_{j-1} + \eta_j, \qquad
+              \delta_j = \rho_j^{K_j} B_j
+                         + 2 \sigma_j\, \frac{1 - \rho_j^{K_j}}{1 - \rho_j}
 
-    .. math:: E_k = \rho^k E_0 + 2 \sigma\, \frac{1 - \rho^k}{1 - \rho}.
-
-    Nonnegative codes keep the bound with :math:`\operatorname{ReLU}(z - \theta_k)`.
+    Then no layer ever activates a group outside the support of :math:`x_j`, and its codes end
+    within :math:`\max_g \|\hat x_{j,g} - x_{j,g}\|_2 \le \delta_j`.
 
     Parameters
     ----------
-    D, s, W, group_size
-        As for :func:`rate`.
-    steps : int
-        Number of iterations K.
-    bound : float
-        :math:`E_0 \ge \max_g \|x^*_g\|_2`, in the units of the code.
-    noise : float
-        :math:`\sigma \ge \max_g \|W_g^\top e\|_2`, in the same units.
+    dictionaries : sequence of J
+        :math:`D_1, \dots, D_J`, outermost first: matrices (m, n_1), (n_1, n_2), ... or operators
+        of one kind, each with as many channels as the one before has filters.
+    sparsity : sequence of J ints
+        :math:`s_j`, active atoms (groups; per stripe for a convolution).
+    steps : int or J ints
+        :math:`K_j`.
+    bounds : float or J floats
+        :math:`B_j \ge \max_g \|x_{j,g}\|_2`, in the units of the codes, which are those of the
+        signals since atoms have length 1.
+    noise : float or J floats
+        :math:`\eta_j \ge \max_g \|W_{j,g}^\top e_j\|_2`, in the same units; :math:`\eta_1` covers
+        :math:`e_0 + e_1`. What layer j - 1 leaves over is not in :math:`\eta_j`: it is added here.
+    weights : sequence of J, optional
+        Analysis weights :math:`W_j`; ``None``, for all layers or in place of one, is W = D.
+    group_size : int or J ints
+        Atoms a group.
 
     Returns
     -------
-    Schedule
-        ``thresholds`` (K,) and ``errors`` (K + 1,), of the dtype and device of ``D``.
+    tuple of J Schedule
+        Outermost layer first; the last of ``errors`` is :math:`\delta_j`.
 
     Raises
     ------
     ValueError
-        As :func:`rate`, and if the rate is 1 or more, with its value.
+        If dictionaries do not fit on each other, or as :func:`threshold_schedule`, above all if
+        a rate is 1 or more. The message begins with the layer.
 
     Notes
     -----
-    The l1 form of the argument is due to :cite:p:`chen2018theoretical`; here it is in the max
-    norm, so that the noise term carries no factor s.
+    Why depth costs no more than this: the error u that layer j - 1 hands on lives on the support
+    of :math:`x_{j-1}`, because no layer activates a wrong atom. So it enters layer j as noise of
+    size :math:`\|W_{j,g}^\top u\|_2 \le \kappa_j \delta_{j-1}`, where :math:`\kappa_j`
+    (:func:`input_gain`) counts :math:`s_{j-1}` entries of a column and not all.
+    Any :math:`2 p_{j-1} - 1` neighbouring positions of a convolution lie in one stripe, so an
+    atom of length :math:`L_j` sees at most
+    :math:`s_{j-1} \lceil L_j / (2 p_{j-1} - 1) \rceil` active entries (the quotients of all axes
+    multiplied). For one layer the l1 form is due to :cite:p:`chen2018theoretical`, for many to
+    :cite:p:`li2024convergence`.
     """
-    mu = _cumulative(D, W, group_size)
-    s = as_count(s, "s", at_most=len(mu) - 1)
-    steps = as_count(steps, "steps")
-    error, sigma = as_number(bound, "bound"), as_number(noise, "noise")
-    rho = _rate(mu, s)
-    if rho >= 1:
+    layers = _chain(dictionaries)
+    J = len(layers)
+    sparsity = per_layer(sparsity, J, "sparsity")
+    steps, noise = per_layer(steps, J, "steps"), per_layer(noise, J, "noise")
+    bounds, sizes = per_layer(bounds, J, "bounds"), per_layer(group_size, J, "group_size")
+    weights = [None] * J if weights is None else per_layer(weights, J, "weights")
+    schedules: list[Schedule] = []
+    for j, (D, W, s, d) in enumerate(zip(layers, weights, sparsity, sizes)):
+        try:
+            sigma = as_number(noise[j], "noise")
+            if j > 0:
+                active = sparsity[j - 1] * _windows(layers[j - 1], D)
+                kappa = input_gain(D if W is None else W, active, d, sizes[j - 1])
+                sigma += kappa * schedules[-1].errors[-1].item()
+            schedules.append(threshold_schedule(D, s, steps[j], bounds[j], sigma, W, d))
+        except ValueError as error:
+            raise ValueError(f"layer {j + 1}: {error}") from None
+    return tuple(schedules)
+
+
+def deep_error_bound(
+    dictionaries: Sequence,
+    sparsity: Sequence[int],
+    steps,
+    bounds=1.0,
+    noise=0.0,
+    weights: Sequence | None = None,
+    group_size=1,
+) -> Tensor:
+    r"""What the layers of :func:`deep_schedule` leave: the bound on the error of every layer.
+
+    .. math:: \delta_j = \rho_j^{K_j} B_j + 2 (\kappa_j \delta_{j-1} + \eta_j)\,
+              \frac{1 - \rho_j^{K_j}}{1 - \rho_j}, \qquad \delta_0 = 0
+
+    Steps :math:`K_j` of the order of :math:`\log 1/\varepsilon` reach the error
+    :math:`\varepsilon`, down to the noise floor.
+
+    Parameters
+    ----------
+    dictionaries, sparsity, steps, bounds, noise, weights, group_size
+        As for :func:`deep_schedule`.
+
+    Returns
+    -------
+    Tensor, shape (J,)
+        :math:`\delta_j \ge \max_g \|\hat x_{j,g} - x_{j,g}\|_2`, in the units of the codes.
+
+    Raises
+    ------
+    ValueError
+        As :func:`deep_schedule`.
+    """
+    schedules = deep_schedule(dictionaries, sparsity, steps, bounds, noise, weights, group_size)
+    return torch.stack([schedule.errors[-1] for schedule in schedules])
+
+
+def _chain(dictionaries) -> tuple:
+    """The dictionaries of a deep model, matrices as :class:`Dense`, seen to fit on each other."""
+    if isinstance(dictionaries, Tensor | Dense | Conv1d | Conv2d):
         raise ValueError(
-            f"s = {s} has rate mu_1({s}) + mu_1({s - 1}) = {mu[s]:.4g} + {mu[s - 1]:.4g} = "
-            f"{rho:.4g}, expected less than 1: certified here is s <= {_certified(mu)}; take a "
-            "smaller s, a less coherent D, or W = analysis_weights(D)"
+            f"dictionaries is a single {type(dictionaries).__name__}, expected a sequence of them, "
+            "one a layer: use [D]"
         )
-    thresholds, errors = [], [error]
-    for _ in range(steps):
-        thresholds.append(mu[s] * errors[-1] + sigma)
-        errors.append(rho * errors[-1] + 2 * sigma)
-    like = _matrix(D)
-    return Schedule(
-        torch.tensor(thresholds, dtype=like.dtype, device=like.device),
-        torch.tensor(errors, dtype=like.dtype, device=like.device),
-    )
+    kinds = Dense, Conv1d, Conv2d
+    layers = tuple(D if isinstance(D, kinds) else Dense(D) for D in dictionaries)
+    if not layers:
+        raise ValueError("dictionaries is empty, expected one a layer, outermost first")
+    for j, (above, D) in enumerate(zip(layers, layers[1:]), start=2):
+        if type(D) is not type(above):
+            raise ValueError(
+                f"layer {j} is {D!r} on {above!r}, expected operators of one kind in all layers"
+            )
+        dense = isinstance(D, Dense)
+        came = D.matrix.shape[0] if dense else D.channels
+        expected = above.matrix.shape[1] if dense else len(above.filters)
+        if came != expected:
+            what = ("rows", "atoms") if dense else ("channels", "filters")
+            raise ValueError(
+                f"layer {j} has {came} {what[0]}, expected {expected}, one for each of the "
+                f"{what[1]} of layer {j - 1}: its signals are the codes of that layer"
+            )
+        pair = (D.matrix, above.matrix) if dense else (D.filters, above.filters)
+        match(*pair, f"D_{j}", f"D_{j - 1}")
+    return layers
 
 
-def certified_sparsity(D, W=None, group_size: int = 1) -> int:
-    r"""Largest number s of active atoms for which the :func:`rate` is below 1.
-
-    Parameters
-    ----------
-    D, W, group_size
-        As for :func:`rate`.
-
-    Returns
-    -------
-    int
-        0 if not even one active atom is certified.
-
-    Raises
-    ------
-    ValueError
-        As :func:`rate`.
-    """
-    return _certified(_cumulative(D, W, group_size))
-
-
-def uniqueness_sparsity(D) -> int:
-    r"""Largest number s of active atoms for which no rival code can be as sparse.
-
-    .. math:: s < \tfrac12 \bigl(1 + 1 / \mu\bigr)
-
-    A code with so few nonzeros is the sparsest of all that explain the signal
-    :cite:p:`donoho2003optimally`, :cite:p:`gribonval2003sparse`.
-
-    Parameters
-    ----------
-    D : tensor, shape (m, n), or operator
-        Unit-norm atoms.
-
-    Returns
-    -------
-    int
-        0 if two atoms are the same up to sign, n if all are orthogonal.
-
-    Raises
-    ------
-    ValueError
-        If the atoms are not of length 1.
-    """
-    mu = _cumulative(D, None, 1)
-    return max(s for s in range(len(mu)) if s == 0 or (2 * s - 1) * mu[1] < _STRICT)
-
-
-def stability_bound(D, s: int, eps) -> float:
-    r"""How far apart two s-sparse codes can be that both explain a signal within ``eps``.
-
-    .. math:: \|x - x'\|_2 \le \frac{2 \varepsilon}{\sqrt{1 - \mu_1(2 s - 1)}}
-
-    From :math:`\|D u\|_2^2 \ge (1 - \mu_1(k - 1)) \|u\|_2^2` for k-sparse u
-    :cite:p:`donoho2006stable`.
-
-    Parameters
-    ----------
-    D : tensor, shape (m, n), or operator
-        Unit-norm atoms.
-    s : int
-        Number of active atoms of each code (per stripe for a convolution), 1 to n.
-    eps : float
-        :math:`\|y - D x\|_2 \le \varepsilon` for both codes, in the units of the signal.
-
-    Returns
-    -------
-    float
-        In the units of the code.
-
-    Raises
-    ------
-    ValueError
-        If the atoms are not of length 1, ``s`` is not a whole number in its range, or
-        :math:`\mu_1(2 s - 1) \ge 1`.
-    """
-    mu = _cumulative(D, None, 1)
-    s = as_count(s, "s", at_most=len(mu) - 1)
-    eps = as_number(eps, "eps")
-    crowd = mu[min(2 * s - 1, len(mu) - 1)]
-    if crowd >= 1:
-        raise ValueError(
-            f"s = {s} has mu_1({2 * s - 1}) = {crowd:.4g}, expected less than 1: "
-            "take a smaller s or a less coherent D"
-        )
-    return 2 * eps / math.sqrt(1 - crowd)
-
-
-def ista_bound(lipschitz, distance, k: int) -> float:
-    r"""Objective left above the minimum by ``k`` steps of ISTA.
-
-    .. math:: P(x^k) - P(x^*) \le \frac{L\, \|x^* - x^0\|_2^2}{2 k}
-
-    :cite:p:`beck2009fast`, Theorem 3.1, with steps of length 1/L.
-
-    Parameters
-    ----------
-    lipschitz, distance, k : float, float, int
-        Largest eigenvalue L of :math:`D^\top D`, :math:`\|x^* - x^0\|_2`, steps k >= 1.
-
-    Returns
-    -------
-    float
-
-    Raises
-    ------
-    ValueError
-        If ``lipschitz`` or ``distance`` is negative or not finite, or ``k < 1``.
-    """
-    L, r = as_number(lipschitz, "lipschitz"), as_number(distance, "distance")
-    return L * r**2 / (2 * as_count(k, "k"))
-
-
-def fista_bound(lipschitz, distance, k: int) -> float:
-    r"""Objective left above the minimum by ``k`` steps of FISTA.
-
-    .. math:: P(x^k) - P(x^*) \le \frac{2 L\, \|x^* - x^0\|_2^2}{(k + 1)^2}
-
-    :cite:p:`beck2009fast`, Theorem 4.4, with steps of length 1/L and no restart.
-
-    Parameters
-    ----------
-    lipschitz, distance, k
-        As for :func:`ista_bound`.
-
-    Returns
-    -------
-    float
-
-    Raises
-    ------
-    ValueError
-        As :func:`ista_bound`.
-    """
-    L, r = as_number(lipschitz, "lipschitz"), as_number(distance, "distance")
-    return 2 * L * r**2 / (as_count(k, "k") + 1) ** 2
-
-
-def _matrix(D, name: str = "D") -> Tensor:
-    return D.local_matrix() if isinstance(D, Dense | Conv1d | Conv2d) else as_dictionary(D, name)
-
-
-def _cumulative(D, W, group_size: int) -> list[float]:
-    """mu_1(0), ..., mu_1(G): with all G groups active there are still only G - 1 others."""
-    if isinstance(D, Conv1d | Conv2d) and group_size != 1:
-        raise ValueError(
-            f"group_size = {group_size!r}, expected 1 for a convolution: its codes are ordered by "
-            "position; pass a matrix for groups"
-        )
-    W = None if W is None else _matrix(W, "W")
-    mu = cumulative_coherence(_matrix(D), W, group_size)
-    return [*mu, mu[-1]]
-
-
-def _rate(mu: list[float], s: int) -> float:
-    return mu[s] + mu[s - 1]
-
-
-def _certified(mu: list[float]) -> int:
-    return max(s for s in range(len(mu)) if s == 0 or _rate(mu, s) < _STRICT)
+def _windows(above, D) -> int:
+    """Stripes of ``above`` that hold all that an atom of ``D`` sees of its codes."""
+    window = () if isinstance(D, Dense) else D.filters.shape[2:]
+    return math.prod(-(-length // (2 * p - 1)) for length, p in zip(window, above.reach))

@@ -12,6 +12,7 @@ from scipy.optimize import linprog
 
 from dsclib.coherence import cumulative_coherence, interactions
 from dsclib.dictionaries import (
+    analysis_filters,
     analysis_weights,
     babel,
     dirac_hadamard,
@@ -21,8 +22,11 @@ from dsclib.dictionaries import (
     incoherent_conv,
     mutual_coherence,
     overcomplete_dct,
+    sparse_atoms,
+    sparse_filters,
     welch_bound,
 )
+from dsclib.operators import Conv1d, Conv2d
 
 DOUBLE = torch.float64
 
@@ -40,6 +44,9 @@ DOUBLE = torch.float64
         (lambda **k: incoherent(6, 10, seed=0, iterations=20, **k), (6, 10)),
         (lambda **k: incoherent(6, 4, seed=0, **k), (6, 4)),
         (lambda **k: incoherent_conv(3, 8, 4, seed=0, iterations=20, **k).T, (8, 3)),
+        (lambda **k: sparse_atoms(12, 10, 4, seed=0, **k), (12, 10)),
+        (lambda **k: sparse_atoms(12, 10, 2, group_size=2, rows=3, seed=0, **k), (12, 10)),
+        (lambda **k: sparse_filters(3, 4, 5, 2, 3, seed=0, **k).flatten(1).T, (20, 3)),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
@@ -57,6 +64,8 @@ def test_atoms_have_length_one_and_the_asked_dtype(build, shape, dtype):
         lambda seed: group_orthonormal(5, 3, 2, seed=seed),
         lambda seed: incoherent(5, 9, seed=seed, iterations=5),
         lambda seed: incoherent_conv(3, 8, 4, seed=seed, iterations=5),
+        lambda seed: sparse_atoms(12, 20, 4, seed=seed),
+        lambda seed: sparse_filters(6, 4, 6, 2, 5, seed=seed),
     ],
 )
 def test_seeds(build):
@@ -130,6 +139,105 @@ def test_incoherent_conv(n_filters, length, stride, target):
 def test_incoherent_conv_without_overlap_is_incoherent():
     assert mutual_coherence(incoherent_conv(4, 4, 8, seed=0).T) < 1e-2
     assert incoherent_conv(1, 4, 8, seed=0).norm() == pytest.approx(1)
+
+
+# ---------------------------------------------------------------- sparse atoms
+
+
+def shared_rows(D):
+    """Rows that two columns share, off the diagonal, and how often each row is used."""
+    uses = (D != 0).double()
+    return (uses.T @ uses).fill_diagonal_(0), uses.sum(dim=1)
+
+
+@given(st.integers(1, 40), st.integers(1, 30), st.integers(1, 8), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_sparse_atoms_share_as_little_as_they_can(m, n, k, seed):
+    k = min(k, m)
+    D = sparse_atoms(m, n, k, seed=seed, dtype=DOUBLE)
+    shared, used = shared_rows(D)
+    assert ((D != 0).sum(dim=0) == k).all()
+    torch.testing.assert_close(D[D != 0].abs(), torch.full((n * k,), k**-0.5, dtype=DOUBLE))
+    assert used.max() - used.min() <= 1
+    if n * k <= m:
+        assert shared.max() == 0 and mutual_coherence(D) == 0
+    elif n * k <= 2 * m:
+        most = 1 if k < n else -(-k // (n - 1))
+        assert used.max() <= 2 and shared.max() <= most
+        if most == 1:
+            assert mutual_coherence(D) == pytest.approx(1 / k)
+            assert shared.sum() / 2 == n * k - m  # one pair of atoms for every row used twice
+
+
+@pytest.mark.parametrize("n, k", [(2, 1), (3, 2), (5, 4), (6, 5), (7, 4), (9, 8), (10, 9)])
+def test_sparse_atoms_at_the_limit_are_a_complete_graph(n, k):
+    shared, used = shared_rows(sparse_atoms(-(-n * k // 2), n, k, seed=0))
+    assert shared.max() == 1 and used.max() == 2
+
+
+@pytest.mark.parametrize("m, n, k", [(64, 128, 3), (128, 128, 4), (100, 150, 5), (7, 7, 3)])
+def test_exchanges_find_atoms_that_share_one_row(m, n, k):
+    """The last is the plane of seven points and seven lines: there is no better."""
+    shared, used = shared_rows(sparse_atoms(m, n, k, seed=0))
+    assert shared.max() == 1 and used.max() - used.min() <= 1
+
+
+def test_signs_of_sparse_atoms_are_random():
+    D = sparse_atoms(200, 100, 4, seed=0)
+    assert abs(D.sign().sum()) < 80
+
+
+@pytest.mark.parametrize(
+    "m, n, k, d, b",
+    [(48, 32, 3, 4, 2), (60, 30, 3, 3, 6), (24, 16, 3, 4, 4), (40, 8, 2, 1, 4), (30, 30, 4, 2, 2)],
+)
+def test_sparse_groups(m, n, k, d, b):
+    D = sparse_atoms(m, n, k, group_size=d, rows=b, seed=0, dtype=DOUBLE)
+    G, M = n // d, m // b
+    blocks = D.reshape(M, b, G, d).norm(dim=(1, 3))
+    assert ((blocks > 0).sum(dim=0) == k).all()
+    for group in D.split(d, dim=1):
+        torch.testing.assert_close(group.T @ group, torch.eye(d, dtype=DOUBLE))
+    if b >= d:
+        size = torch.full((G * k,), math.sqrt(d / k), dtype=DOUBLE)
+        torch.testing.assert_close(blocks[blocks > 0], size)
+    shared, used = shared_rows(blocks)
+    assert used.max() - used.min() <= 1
+    if G * k <= M:
+        assert mutual_coherence(D, group_size=d) == 0
+    elif b >= d and G * k <= 2 * M:
+        assert mutual_coherence(D, group_size=d) <= 1 / k + 1e-12
+
+
+CONVOLUTIONS = [(8, 12, 4, 2, 3), (8, 12, 4, 2, 6), (12, 12, 3, 1, 2), (4, 2, 7, 3, 3)]
+CONVOLUTIONS += [(5, 3, 4, 6, 2), (16, 12, 4, 2, 4), (4, 2, 3, 1, 5), (3, 2, 2, 1, 4)]
+
+
+@pytest.mark.parametrize("C, K, L, q, k", CONVOLUTIONS)
+def test_sparse_filters(C, K, L, q, k):
+    filters = sparse_filters(C, K, L, q, k, seed=0, dtype=DOUBLE)
+    assert filters.shape == (C, K, L)
+    uses = (filters != 0).double()
+    assert (uses.sum(dim=(1, 2)) == k).all()
+    torch.testing.assert_close(
+        filters[filters != 0].abs(), torch.full((C * k,), k**-0.5, dtype=DOUBLE)
+    )
+    channels = uses.sum(dim=(0, 2))
+    assert channels.max() - channels.min() <= 1
+    mu = mutual_coherence(Conv1d(filters, q).local_matrix())
+    kinds = K * min(q, L)
+    if C * k <= kinds:
+        assert mu == 0
+    elif C * k <= 2 * kinds and k < C:
+        assert mu == pytest.approx(1 / k)
+    if L % q == 0 and k <= kinds:
+        taps = uses.sum(dim=(0, 1))
+        assert taps.max() - taps.min() <= C * k / 4
+
+
+def test_filters_of_many_shared_kinds_still_meet_once():
+    filters = sparse_filters(12, 12, 3, 1, 4, seed=0, dtype=DOUBLE)
+    assert mutual_coherence(Conv1d(filters, 1).local_matrix()) == pytest.approx(1 / 4)
 
 
 # ---------------------------------------------------------------- coherence
@@ -256,6 +364,48 @@ def test_analysis_weights_stay_in_the_span_of_the_atoms():
     assert mutual_coherence(D, W) < 1e-12
 
 
+def unit_filters(*shape):
+    f = torch.randn(*shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+    return f / f.flatten(1).norm(dim=1).reshape(-1, *[1] * (f.ndim - 1))
+
+
+@pytest.mark.parametrize(
+    "shape, q, axes",
+    [((3, 8), 4, 1), ((4, 7), 3, 1), ((2, 3), 5, 1), ((3, 2, 4), 2, 1), ((2, 3, 4), 2, 2)]
+    + [((2, 2, 3, 2), 2, 2)],
+)
+def test_analysis_filters_solve_the_linear_program(shape, q, axes):
+    filters = unit_filters(*shape)
+    kind = (Conv1d, Conv2d)[axes - 1]
+    W = analysis_filters(filters, q, axes)
+    assert W.shape == filters.shape and W.dtype == DOUBLE
+    D = kind(filters, q).local_matrix()
+    M = interactions(D, kind(W, q).local_matrix()).amax(dim=1)  # also checks w'f = 1
+    positions = D.shape[1] // len(filters)
+    reached = M.reshape(len(filters), positions)
+    torch.testing.assert_close(reached, reached[:, :1].expand_as(reached))
+    for c in range(len(filters)):
+        window = kind(torch.ones_like(filters), q).local_matrix()[:, c * positions] != 0
+        assert window.sum() == filters[0].numel()
+        best = primal_weights(D[window].numpy(), c * positions)
+        assert reached[c, 0].item() == pytest.approx(best, abs=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_analysis_filters_are_never_worse(dtype):
+    for filters, q in (
+        (incoherent_conv(6, 8, 4, seed=0, iterations=50), 4),
+        (sparse_filters(8, 6, 4, 2, 3, seed=0), 2),
+        (torch.eye(3), 3),
+    ):
+        filters = filters.to(dtype)
+        W = analysis_filters(filters, q)
+        assert W.dtype == dtype
+        D, V = Conv1d(filters, q).local_matrix(), Conv1d(W, q).local_matrix()
+        after, before = interactions(D, V).amax(dim=1), interactions(D).amax(dim=1)
+        assert (after <= before + (1e-6 if dtype == torch.float32 else 1e-12)).all()
+
+
 # ---------------------------------------------------------------- the door
 
 EYE = torch.eye(4)
@@ -290,6 +440,15 @@ BENT = torch.tensor([[1.0, 0.6], [0.0, 0.8]])
         (lambda: babel(EYE, -1), "s = -1"),
         (lambda: babel(EYE, 2, group_size=2), "s = 2, expected at least 0 and at most 1"),
         (lambda: analysis_weights(3 * EYE), "atoms of length 3"),
+        (lambda: analysis_filters(3 * EYE, 2), "filters has atoms of length 3"),
+        (lambda: analysis_filters(EYE, 2, axes=2), r"filters has shape .* 3 axes \(C, h, w\)"),
+        (lambda: analysis_filters(EYE, 0), "stride = 0"),
+        (lambda: sparse_atoms(4, 4, 5), "nonzeros = 5, expected at least 1 and at most 4"),
+        (lambda: sparse_atoms(4, 4, 1, rows=3), "rows = 3 does not divide m = 4"),
+        (lambda: sparse_atoms(4, 4, 3, rows=2), "nonzeros = 3, .* at most 2"),
+        (lambda: sparse_atoms(4, 4, 1, group_size=3), "group_size = 3 does not divide the 4 atoms"),
+        (lambda: sparse_atoms(4, 4, 1, group_size=2), "hold 1 entries.*take nonzeros >= 2"),
+        (lambda: sparse_filters(2, 2, 3, 1, 7), "nonzeros = 7, .* at most 6"),
     ],
 )
 def test_bad_input_is_refused(call, message):
