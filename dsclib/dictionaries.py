@@ -12,7 +12,7 @@ import torch
 from scipy.linalg import hadamard
 from torch import Tensor
 
-from ._checks import as_count, generator
+from ._checks import as_count, as_groups, generator
 from ._sparse_atoms import sparse_atoms, sparse_filters
 from .coherence import analysis_filters, analysis_weights, babel, mutual_coherence, welch_bound
 
@@ -22,6 +22,7 @@ __all__ = [
     "babel",
     "dirac_hadamard",
     "gaussian",
+    "group_incoherent",
     "group_orthonormal",
     "incoherent",
     "incoherent_conv",
@@ -158,6 +159,45 @@ def group_orthonormal(
     noise = torch.randn(G, m, d, generator=generator(seed), dtype=torch.float64)
     blocks = torch.linalg.qr(noise).Q
     return _finish(blocks.permute(1, 0, 2).reshape(m, G * d), dtype)
+
+
+def group_incoherent(
+    m: int, n_groups: int, group_size: int, *, seed: int | None = None, dtype=None
+) -> Tensor:
+    r"""Subspaces that meet at the angles of incoherent vectors.
+
+    .. math:: D_g^\top D_h = (b_g^\top b_h)\, R_{gh}, \qquad R_{gh} \text{ orthogonal},
+
+    where :math:`b_1, \dots, b_G` are the columns of ``incoherent(m / d, G)``: the vectors are
+    widened to d dimensions, and the basis of each subspace and of the whole space is turned at
+    random. The block coherence is that of B, far below that of :func:`group_orthonormal`.
+
+    Parameters
+    ----------
+    m : int
+        Length of a signal, a multiple of ``group_size``.
+    n_groups, group_size : int
+        Number of blocks G and atoms d in each.
+    seed, dtype : optional
+        ``None`` stands for torch's default generator and default dtype.
+
+    Returns
+    -------
+    Tensor, shape (m, n_groups * group_size)
+        With :math:`D_g^\top D_g = I_d`.
+
+    Raises
+    ------
+    ValueError
+        If a size is not a positive whole number or ``group_size`` does not divide ``m``.
+    """
+    m, G = as_count(m, "m"), as_count(n_groups, "n_groups")
+    d = as_groups(m, group_size, "entries of a signal")
+    B = incoherent(m // d, G, seed=seed, dtype=torch.float64)
+    random = generator(seed)
+    bases = torch.linalg.qr(torch.randn(G, d, d, generator=random, dtype=torch.float64)).Q
+    frame = torch.linalg.qr(torch.randn(m, m, generator=random, dtype=torch.float64)).Q
+    return _finish(frame @ torch.einsum("mg,gde->mdge", B, bases).reshape(m, G * d), dtype)
 
 
 def incoherent(

@@ -15,7 +15,6 @@ in any stripe.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from ._checks import as_count, as_groups, generator, per_layer
 from ._deep_model import DeepSparseModel, Sample
@@ -25,7 +24,13 @@ from .deep_pursuit import (
     multilayer_fista,
     multilayer_objective,
 )
-from .dictionaries import incoherent, incoherent_conv, sparse_atoms, sparse_filters
+from .dictionaries import (
+    group_incoherent,
+    incoherent,
+    incoherent_conv,
+    sparse_atoms,
+    sparse_filters,
+)
 from .operators import Conv1d
 
 __all__ = [
@@ -45,7 +50,8 @@ def sparse_model(
 ) -> DeepSparseModel:
     r"""A dense model: an incoherent dictionary on a chain of sparse ones.
 
-    :math:`D_1` is :func:`dsclib.dictionaries.incoherent`, :math:`D_j` for j >= 2 is
+    :math:`D_1` is :func:`dsclib.dictionaries.incoherent`, or with groups
+    :func:`dsclib.dictionaries.group_incoherent`; :math:`D_j` for j >= 2 is
     :func:`dsclib.dictionaries.sparse_atoms`. If :math:`s_{j-1}` is at least the nonzeros of an
     atom of :math:`D_j` times :math:`s_j`, samples have no inner errors.
 
@@ -56,9 +62,7 @@ def sparse_model(
     nonzeros : sequence of J - 1 ints
         Nonzero entries (blocks) of an atom of :math:`D_2, \dots, D_J`.
     group_size : int
-        Atoms a group d in every layer. :math:`D_1` then consists of subspaces with
-        :math:`D_g^\top D_h = (b_g^\top b_h) R_{gh}`, where B = incoherent(m / d, n_1 / d) and R
-        is orthogonal: its block coherence is that of B, far below that of random subspaces.
+        Atoms a group d in every layer; must divide every size.
     seed, dtype : optional
         ``None`` stands for torch's default generator and default dtype.
 
@@ -95,9 +99,10 @@ def sparse_model(
     for n in sizes if d > 1 else ():
         as_groups(n, d, "entries")
     first, *seeds = _seeds(seed, depth)
-    D = incoherent(sizes[0] // d, sizes[1] // d, seed=first, dtype=torch.float64)
-    D = D if d == 1 else _rotated(D, d, first)
-    dictionaries = [D.to(torch.get_default_dtype() if dtype is None else dtype)]
+    if d == 1:
+        dictionaries = [incoherent(sizes[0], sizes[1], seed=first, dtype=dtype)]
+    else:
+        dictionaries = [group_incoherent(sizes[0], sizes[1] // d, d, seed=first, dtype=dtype)]
     for j, s in enumerate(seeds, start=1):
         options = dict(group_size=d, rows=d, seed=s, dtype=dtype)
         dictionaries.append(sparse_atoms(sizes[j], sizes[j + 1], nonzeros[j - 1], **options))
@@ -156,15 +161,6 @@ def sparse_conv_model(
         filters = sparse_filters(C, channels, L, q, r, seed=s, dtype=dtype)
         operators.append(Conv1d(filters, q, boundary))
     return DeepSparseModel(operators)
-
-
-def _rotated(B: Tensor, d: int, seed: int) -> Tensor:
-    """Subspaces of dimension d that meet at the angles of the atoms of ``B``, in any frame."""
-    m, G = B.shape
-    gen = generator(seed)
-    bases = torch.linalg.qr(torch.randn(G, d, d, generator=gen, dtype=torch.float64)).Q
-    frame = torch.linalg.qr(torch.randn(m * d, m * d, generator=gen, dtype=torch.float64)).Q
-    return frame @ torch.einsum("mg,gde->mdge", B, bases).reshape(m * d, G * d)
 
 
 def _seeds(seed: int | None, count: int) -> list[int]:

@@ -17,6 +17,7 @@ from dsclib.dictionaries import (
     babel,
     dirac_hadamard,
     gaussian,
+    group_incoherent,
     group_orthonormal,
     incoherent,
     incoherent_conv,
@@ -41,6 +42,7 @@ DOUBLE = torch.float64
         (lambda **k: dirac_hadamard(8, **k), (8, 16)),
         (lambda **k: overcomplete_dct(4, 6, **k), (16, 36)),
         (lambda **k: group_orthonormal(6, 4, 3, seed=0, **k), (6, 12)),
+        (lambda **k: group_incoherent(6, 4, 3, seed=0, **k), (6, 12)),
         (lambda **k: incoherent(6, 10, seed=0, iterations=20, **k), (6, 10)),
         (lambda **k: incoherent(6, 4, seed=0, **k), (6, 4)),
         (lambda **k: incoherent_conv(3, 8, 4, seed=0, iterations=20, **k).T, (8, 3)),
@@ -62,6 +64,7 @@ def test_atoms_have_length_one_and_the_asked_dtype(build, shape, dtype):
     [
         lambda seed: gaussian(5, 9, seed=seed),
         lambda seed: group_orthonormal(5, 3, 2, seed=seed),
+        lambda seed: group_incoherent(4, 3, 2, seed=seed),
         lambda seed: incoherent(5, 9, seed=seed, iterations=5),
         lambda seed: incoherent_conv(3, 8, 4, seed=seed, iterations=5),
         lambda seed: sparse_atoms(12, 20, 4, seed=seed),
@@ -101,6 +104,18 @@ def test_group_orthonormal():
     D = group_orthonormal(10, 5, 3, seed=0, dtype=DOUBLE)
     for block in D.split(3, dim=1):
         torch.testing.assert_close(block.T @ block, torch.eye(3, dtype=DOUBLE))
+
+
+def test_group_incoherent_has_the_block_coherence_of_vectors():
+    D = group_incoherent(48, 24, 4, seed=0, dtype=DOUBLE)
+    vectors = incoherent(12, 24, seed=0, dtype=DOUBLE)
+    blocks = (D.T @ D).unflatten(0, (24, 4)).unflatten(2, (24, 4)).transpose(1, 2)
+    values = torch.linalg.svdvals(blocks)  # all four are |b_g'b_h|
+    expected = (vectors.T @ vectors).abs()[..., None].expand_as(values)
+    torch.testing.assert_close(values, expected, atol=1e-12, rtol=0)
+    assert mutual_coherence(D, group_size=4) == pytest.approx(mutual_coherence(vectors))
+    random = mutual_coherence(group_orthonormal(48, 24, 4, seed=0, dtype=DOUBLE), group_size=4)
+    assert mutual_coherence(D, group_size=4) < 0.6 * random
 
 
 @pytest.mark.parametrize(
@@ -422,6 +437,7 @@ BENT = torch.tensor([[1.0, 0.6], [0.0, 0.8]])
         (lambda: dirac_hadamard(1), "m = 1, expected at least 2"),
         (lambda: overcomplete_dct(1, 4), "side = 1, expected at least 2"),
         (lambda: overcomplete_dct(8, 7), "atoms_per_side = 7, expected at least 8"),
+        (lambda: group_incoherent(9, 4, 2), "group_size = 2 does not divide the 9 entries"),
         (lambda: group_orthonormal(3, 2, 4), "group_size = 4, expected at least 1 and at most 3"),
         (lambda: incoherent(3, 6, iterations=0), "iterations = 0"),
         (lambda: incoherent_conv(3, 6, 0), "stride = 0"),

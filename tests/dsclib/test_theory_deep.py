@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from dsclib.coherence import cumulative_coherence
-from dsclib.dictionaries import analysis_weights, group_orthonormal, incoherent, incoherent_conv
+from dsclib.dictionaries import (
+    analysis_weights,
+    group_incoherent,
+    group_orthonormal,
+    incoherent,
+    incoherent_conv,
+)
 from dsclib.operators import Conv1d, Conv2d, Dense
 from dsclib.pursuit import scheduled_ista
 from dsclib.theory import (
@@ -63,14 +69,6 @@ def sparse_conv(C, channels, seed=0):
     return Conv1d(f, 2)
 
 
-def rotated_frame(m, n, d, seed=0):
-    """Subspaces as incoherent as vectors: D_g'D_h = (b_g'b_h) R_gh with orthogonal R_gh."""
-    frame = incoherent(m, n, seed=seed, dtype=DOUBLE)
-    turns = torch.linalg.qr(normal(n, d, d, seed=seed)).Q
-    whole = torch.linalg.qr(normal(m * d, m * d, seed=seed + 1)).Q
-    return whole @ torch.einsum("ig,gab->iagb", frame, turns).reshape(m * d, n * d)
-
-
 # name: dictionaries, active groups a layer (as many as the atoms of the next layer need),
 # group size, positions of the deepest code for depth 1, 2, 3
 MODELS = {
@@ -91,7 +89,11 @@ MODELS = {
         (8, 4, 4),
     ),
     "group": (
-        [rotated_frame(24, 28, 2), ring(28, 1, (1, 6), 2), ring(28, 1, (1, 6), 2, seed=1)],
+        [
+            group_incoherent(48, 28, 2, seed=0, dtype=DOUBLE),
+            ring(28, 1, (1, 6), 2),
+            ring(28, 1, (1, 6), 2, seed=1),
+        ],
         (4, 2, 1),
         2,
         None,
