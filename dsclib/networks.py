@@ -180,7 +180,7 @@ def _pursuit(D, W, thresholds: Tensor, reads: Tensor, writes: Tensor, both: Tens
 
 def _kernel(operator) -> Tensor:
     """The filters as the weight (C, K, *L) of a convolution."""
-    filters, axes = operator.filters.detach(), len(operator.reach)
+    filters, axes = operator.filters.detach().contiguous(), len(operator.reach)
     return filters.unsqueeze(1) if filters.ndim == axes + 1 else filters
 
 

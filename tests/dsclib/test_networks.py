@@ -189,6 +189,12 @@ def test_a_step_is_the_matrix_in_the_docstring():
     assert (columns.flatten(1).T - rows).abs().max() < ROUNDING
 
 
+def test_filters_may_lie_in_memory_as_they_like():
+    D = Conv1d(gaussian(4, 16, dtype=DOUBLE, seed=0).T, 4)  # a transposed matrix
+    y, theta = randn(3, 32), thresholds(3)
+    assert (ista_cnn(D, theta)(y) - iteration(y, D, theta)).abs().max() < ROUNDING
+
+
 def test_zero_taps_of_filters_cost_no_channels():
     filters = randn(3, 16)
     filters[:, 2:] = 0
