@@ -167,6 +167,7 @@ class DeepSparseModel:
         codes, errors = [x.to(like.device)], []
         for j in range(self.depth - 1, 0, -1):
             made, d = self.operators[j].synthesize(codes[-1]), self.group_sizes[j - 1]
+            made = _without_dust(made)
             active = group_norms(made, d) > 0
             active = active if d == 1 else active.repeat_interleave(d, dim=-1)
             x = made + _noise(made, noise[j + 1], gen, active)
@@ -281,6 +282,12 @@ class DeepSparseModel:
                 f"and one for each of the {self.depth} layers"
             )
         return [as_number(v, f"{name}[{j}]") for j, v in enumerate(values)]
+
+
+def _without_dust(x: Tensor) -> Tensor:
+    """Zero what rounding left where equal entries of atoms cancel: it is not active."""
+    largest = x.flatten(1).abs().amax(dim=1).reshape(-1, *[1] * (x.ndim - 1))
+    return torch.where(x.abs() > 64 * torch.finfo(x.dtype).eps * largest, x, 0.0)
 
 
 def _noise(x: Tensor, level: float, gen, where: Tensor | None = None) -> Tensor:
