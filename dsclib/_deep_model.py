@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from . import theory
-from ._checks import as_count, as_groups, as_number, as_tensor, generator, match, per_layer
+from ._chain import as_chain, weights_of
+from ._checks import as_count, as_groups, as_number, as_tensor, generator, per_layer
 from ._solution import group_norms
 from .codes import keep_largest, local_codes, sparse_codes
 from .coherence import cumulative_coherence
@@ -53,13 +54,8 @@ class DeepSparseModel:
     def __init__(self, dictionaries, group_size=1):
         if isinstance(dictionaries, Tensor | Dense | Conv1d | Conv2d):
             dictionaries = [dictionaries]
-        kinds = Dense, Conv1d, Conv2d
-        self.operators = tuple(D if isinstance(D, kinds) else Dense(D) for D in dictionaries)
+        self.operators = as_chain(dictionaries)
         self.depth = len(self.operators)
-        if not self.depth:
-            raise ValueError("dictionaries is empty, expected at least one: pass [D]")
-        for j in range(1, self.depth):
-            self._check_fit(j)
         self.group_sizes = tuple(
             _group_size(operator, d, j)
             for j, (operator, d) in enumerate(
@@ -71,31 +67,13 @@ class DeepSparseModel:
         groups = "" if max(self.group_sizes) == 1 else f", group_size={self.group_sizes}"
         return f"DeepSparseModel([{', '.join(map(repr, self.operators))}]{groups})"
 
-    def _check_fit(self, j: int) -> None:
-        outer, inner = self.operators[j - 1 : j + 1]
-        if type(inner) is not type(outer):
-            raise ValueError(
-                f"layer {j + 1} is {inner!r} on {outer!r}, expected operators of one kind: "
-                "turn all into matrices with to_matrix(size)"
-            )
-        match(_like(inner), _like(outer), f"layer {j + 1}", f"layer {j}")
-        if isinstance(inner, Dense):
-            made, taken, what = inner.matrix.shape[0], outer.matrix.shape[1], "rows"
-        else:
-            made, taken, what = inner.channels, len(outer.filters), "channels"
-        if made != taken:
-            raise ValueError(
-                f"layer {j + 1} is {inner!r} with {made} {what}, expected {taken}, since "
-                f"layer {j} is {outer!r}: its signals are the codes of layer {j}"
-            )
-
     def synthesize(self, codes) -> Tensor:
         r"""Signals :math:`D_1 \cdots D_J x_J` of the deepest codes."""
         return self.expand(codes)[0]
 
     def expand(self, codes) -> tuple[Tensor, ...]:
         r"""All layers of the deepest codes without errors, :math:`(x_0, x_1, \dots, x_J)`."""
-        chain = [as_tensor(codes, "codes", like=_like(self.operators[-1]))]
+        chain = [as_tensor(codes, "codes", like=weights_of(self.operators[-1]))]
         for operator in reversed(self.operators):
             chain.append(operator.synthesize(chain[-1]))
         return tuple(reversed(chain))
@@ -153,7 +131,7 @@ class DeepSparseModel:
         deepest, d = self.operators[-1], self.group_sizes[-1]
         gen = generator(seed)
         seed = None if gen is None else int(torch.randint(2**31, (), generator=gen))
-        like = _like(deepest)
+        like = weights_of(deepest)
         options = dict(magnitudes=magnitudes, nonnegative=nonnegative, seed=seed, dtype=like.dtype)
         if isinstance(deepest, Dense):
             if positions is not None:
@@ -293,16 +271,12 @@ def _without_dust(x: Tensor) -> Tensor:
 def _noise(x: Tensor, level: float, gen, where: Tensor | None = None) -> Tensor:
     """Gaussian noise ``level`` times as long as each ``x``, zero outside ``where``."""
     if level == 0:
-        return torch.zeros_like(x)
+        return torch.zerosweights_of(x)
     e = torch.randn(x.shape, generator=gen, dtype=x.dtype).to(x.device)
     e = e if where is None else e * where
     lengths = [t.flatten(1).norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny) for t in (x, e)]
     scale = level * lengths[0] / lengths[1]
     return e * scale.reshape(-1, *[1] * (x.ndim - 1))
-
-
-def _like(operator) -> Tensor:
-    return operator.matrix if isinstance(operator, Dense) else operator.filters
 
 
 def _group_size(operator, d, j: int) -> int:

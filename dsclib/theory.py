@@ -16,7 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._checks import as_count, as_groups, as_number, match, per_layer
+from ._chain import as_chain
+from ._checks import as_count, as_groups, as_number, per_layer
 from .guarantees import (
     Schedule,
     certified_sparsity,
@@ -158,10 +159,11 @@ def deep_schedule(
     Any :math:`2 p_{j-1} - 1` neighbouring positions of a convolution lie in one stripe, so an
     atom of length :math:`L_j` sees at most
     :math:`s_{j-1} \lceil L_j / (2 p_{j-1} - 1) \rceil` active entries (the quotients of all axes
-    multiplied). For one layer the l1 form is due to :cite:p:`chen2018theoretical`, for many to
-    :cite:p:`li2024convergence`.
+    multiplied). The l1 form for one layer is due to :cite:p:`chen2018theoretical`; how fast
+    networks converge to the codes of deep models is the subject of :cite:p:`li2024convergence`.
+    This form and its constants are the book's.
     """
-    layers = _chain(dictionaries)
+    layers = as_chain(dictionaries)
     J = len(layers)
     sparsity = per_layer(sparsity, J, "sparsity")
     steps, noise = per_layer(steps, J, "steps"), per_layer(noise, J, "noise")
@@ -215,36 +217,6 @@ def deep_error_bound(
     """
     schedules = deep_schedule(dictionaries, sparsity, steps, bounds, noise, weights, group_size)
     return torch.stack([schedule.errors[-1] for schedule in schedules])
-
-
-def _chain(dictionaries) -> tuple:
-    """The dictionaries of a deep model, matrices as :class:`Dense`, seen to fit on each other."""
-    if isinstance(dictionaries, Tensor | Dense | Conv1d | Conv2d):
-        raise ValueError(
-            f"dictionaries is a single {type(dictionaries).__name__}, expected a sequence of them, "
-            "one a layer: use [D]"
-        )
-    kinds = Dense, Conv1d, Conv2d
-    layers = tuple(D if isinstance(D, kinds) else Dense(D) for D in dictionaries)
-    if not layers:
-        raise ValueError("dictionaries is empty, expected one a layer, outermost first")
-    for j, (above, D) in enumerate(zip(layers, layers[1:]), start=2):
-        if type(D) is not type(above):
-            raise ValueError(
-                f"layer {j} is {D!r} on {above!r}, expected operators of one kind in all layers"
-            )
-        dense = isinstance(D, Dense)
-        came = D.matrix.shape[0] if dense else D.channels
-        expected = above.matrix.shape[1] if dense else len(above.filters)
-        if came != expected:
-            what = ("rows", "atoms") if dense else ("channels", "filters")
-            raise ValueError(
-                f"layer {j} has {came} {what[0]}, expected {expected}, one for each of the "
-                f"{what[1]} of layer {j - 1}: its signals are the codes of that layer"
-            )
-        pair = (D.matrix, above.matrix) if dense else (D.filters, above.filters)
-        match(*pair, f"D_{j}", f"D_{j - 1}")
-    return layers
 
 
 def _windows(above, D) -> int:

@@ -573,14 +573,14 @@ def test_gradients_pass_through_all_layers():
     "call, message",
     [
         (lambda m: DeepSparseModel([]), "dictionaries is empty"),
-        (lambda m: DeepSparseModel([torch.eye(4), torch.eye(5)]), r"layer 2 .* 5 rows, expected 4"),
+        (lambda m: DeepSparseModel([torch.eye(4), torch.eye(5)]), "layer 2 has 5 rows, expected 4"),
         (
             lambda m: DeepSparseModel([torch.eye(4), torch.eye(4).double()]),
             "layer 2 is torch.float64",
         ),
         (
             lambda m: DeepSparseModel([Conv1d(torch.ones(k), 1) for k in ((4, 3), (2, 3, 2))]),
-            r"layer 2 .* 3 channels, expected 4",
+            "layer 2 has 3 channels, expected 4",
         ),
         (
             lambda m: DeepSparseModel([Conv1d(torch.ones(4, 3), 1), torch.eye(4)]),

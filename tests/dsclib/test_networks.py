@@ -345,7 +345,7 @@ DEEP = [LINE, Conv1d(torch.ones(2, 3, 4) / 4, 2)]
     "arguments, message",
     [
         ((D32, [0.1]), "operator is Dense(m=40, n=80), expected Conv1d or Conv2d"),
-        (([LINE, LINE], [[0.1]] * 2), "layer 2 is Conv1d"),
+        (([LINE, LINE], [[0.1]] * 2), "layer 2 has no channels, expected 3"),
         (([], []), "empty"),
         ((DEEP, [[0.1]]), "thresholds: 1, expected a list of 2"),
         ((DEEP, 0.1), "thresholds: 0.1, expected a list of 2"),
