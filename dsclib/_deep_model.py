@@ -271,7 +271,7 @@ def _without_dust(x: Tensor) -> Tensor:
 def _noise(x: Tensor, level: float, gen, where: Tensor | None = None) -> Tensor:
     """Gaussian noise ``level`` times as long as each ``x``, zero outside ``where``."""
     if level == 0:
-        return torch.zerosweights_of(x)
+        return torch.zeros_like(x)
     e = torch.randn(x.shape, generator=gen, dtype=x.dtype).to(x.device)
     e = e if where is None else e * where
     lengths = [t.flatten(1).norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny) for t in (x, e)]
