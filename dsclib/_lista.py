@@ -22,7 +22,7 @@ class Lista(nn.Module):
     :math:`\theta_k = \lambda / L`), or, if ``W`` is given, :func:`dsclib.pursuit.scheduled_ista`
     with :math:`\theta_k = \lambda`. With ``train_weights=False`` only :math:`\theta_k` and the
     step sizes :math:`\gamma_k` are trained: ALISTA :cite:p:`liu2019alista`, whose W are
-    :func:`dsclib.coherence.analysis_weights`.
+    :func:`dsclib.analysis.analysis_weights`.
 
     Parameters
     ----------

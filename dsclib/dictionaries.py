@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ._checks import as_count, as_groups, generator
 from ._sparse_atoms import sparse_atoms, sparse_filters
-from .coherence import analysis_filters, analysis_weights, babel, mutual_coherence, welch_bound
+from .analysis import analysis_filters, analysis_weights
+from .coherence import babel, mutual_coherence, welch_bound
 
 __all__ = [
     "analysis_filters",

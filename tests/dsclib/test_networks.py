@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from dsclib.coherence import analysis_weights
+from dsclib.analysis import analysis_weights
 from dsclib.dictionaries import gaussian, incoherent_conv
 from dsclib.dsc import DeepSparseModel
 from dsclib.networks import IstaCNN, Lista, ista_cnn
