@@ -21,6 +21,7 @@ def scheduled_ista(
     group_size: int = 1,
     nonnegative: bool = False,
     callback: Callable[[int, Tensor], None] | None = None,
+    threshold: Callable[..., Tensor] | None = None,
 ) -> Solution:
     r"""The iteration of the book's theorem: thresholds set before the data are seen.
 
@@ -49,6 +50,10 @@ def scheduled_ista(
         with ``group_size = 1``.
     callback : callable, optional
         ``callback(k, codes)`` for k = 0, ..., K, with detached codes.
+    threshold : callable, optional
+        ``threshold(z, theta, nonnegative=...)`` takes the place of the soft threshold, as
+        :func:`dsclib.networks.approximate_threshold` does; only with ``group_size = 1``. What
+        it misses by belongs in the schedule, as its ``eta``.
 
     Returns
     -------
@@ -60,7 +65,8 @@ def scheduled_ista(
     ------
     ValueError
         If shapes do not match, numbers are not finite, a threshold is negative, or
-        ``group_size`` does not divide n or is not 1 for nonnegative codes or a convolution.
+        ``group_size`` does not divide n or is not 1 for nonnegative codes, a convolution or
+        a ``threshold`` of your own, which must be callable and keep the shape of its input.
     """
     if isinstance(D, Conv1d | Conv2d):
         Y, x, synthesize, analyze, d = _convolutions(Y, D, W, group_size)
@@ -77,6 +83,11 @@ def scheduled_ista(
             f"group_size = {d} with nonnegative=True, expected 1: a group has no sign, "
             "use group_size=1 or nonnegative=False"
         )
+    if threshold is not None and (d > 1 or not callable(threshold)):
+        raise ValueError(
+            f"threshold is {threshold!r:.60} with group_size = {d}, expected a callable "
+            "(z, theta, nonnegative=...) with group_size = 1, or None for the exact threshold"
+        )
     history = []
     for k, theta in enumerate([*thresholds, None]):
         residual = Y - synthesize(x)
@@ -86,10 +97,23 @@ def scheduled_ista(
         if theta is None:
             return Solution(x, None, k, torch.stack(history))
         z = x + analyze(residual)
-        if nonnegative:
+        if threshold is not None:
+            x = _shaped_like(z, threshold(z, theta, nonnegative=nonnegative))
+        elif nonnegative:
             x = nonnegative_soft_threshold(z, theta)
         else:
             x = soft_threshold(z, theta) if d == 1 else group_soft_threshold(z, theta, d)
+
+
+def _shaped_like(z: Tensor, x) -> Tensor:
+    """What a threshold made of ``z``, which torch would else broadcast in silence."""
+    x = as_tensor(x, "the value of threshold", like=z)
+    if x.shape != z.shape:
+        raise ValueError(
+            f"threshold answers shape {tuple(x.shape)} to {tuple(z.shape)}, expected the same: "
+            "it maps codes to codes, entry by entry"
+        )
+    return x
 
 
 def _matrices(Y, D, W, group_size):

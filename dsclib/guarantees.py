@@ -58,7 +58,7 @@ def rate(D, s: int, W=None, group_size: int = 1) -> float:
 
 
 def threshold_schedule(
-    D, s: int, steps: int, bound=1.0, noise=0.0, W=None, group_size: int = 1
+    D, s: int, steps: int, bound=1.0, noise=0.0, W=None, group_size: int = 1, eta=0.0
 ) -> Schedule:
     r"""Thresholds that let no wrong atom in, and the error they leave after every step.
 
@@ -71,7 +71,14 @@ def threshold_schedule(
 
     .. math:: E_k = \rho^k E_0 + 2 \sigma\, \frac{1 - \rho^k}{1 - \rho}.
 
-    Nonnegative codes keep the bound with :math:`\operatorname{ReLU}(z - \theta_k)`.
+    Nonnegative codes keep the bound with :math:`\operatorname{ReLU}(z - \theta_k)`. A threshold
+    that is only known within :math:`\eta` keeps the rate, with :math:`\nu` the largest row sum
+    of M (of one stripe for a convolution):
+
+    .. math:: \theta_k = \mu_1(s) E_k + \nu \eta + \sigma, \qquad
+              E_{k+1} = \rho E_k + 2 (\nu \eta + \sigma) + \eta.
+
+    The other groups are then not zero, but never larger than :math:`\eta`.
 
     Parameters
     ----------
@@ -83,6 +90,9 @@ def threshold_schedule(
         :math:`E_0 \ge \max_g \|x^*_g\|_2`, in the units of the code.
     noise : float
         :math:`\sigma \ge \max_g \|W_g^\top e\|_2`, in the same units.
+    eta : float
+        :math:`\eta \ge \max_g \|T_\theta(z)_g - GS_\theta(z)_g\|_2` for all z, if a map T takes
+        the place of GS (:func:`dsclib.networks.approximate_threshold`), in the same units.
 
     Returns
     -------
@@ -98,11 +108,25 @@ def threshold_schedule(
     -----
     The l1 form of the argument is due to :cite:p:`chen2018theoretical`; here it is in the max
     norm, so that the noise term carries no factor s.
+
+    With an inexact threshold the induction also carries :math:`\|x^k_h\| \le \eta` for h outside
+    the support S. Before the threshold, group g is off its true value by at most
+
+    .. math:: \sum_{h \in S, h \ne g} M_{gh} E_k + \sum_{h \notin S, h \ne g} M_{gh} \eta + \sigma
+              \le \mu_1(s) E_k + \nu \eta + \sigma = \theta_k,
+
+    the second sum because up to all other groups leak. Outside S the exact threshold therefore
+    answers zero, and T at most :math:`\eta`. In S it is off by :math:`\theta_k` for shrinking,
+    :math:`\mu_1(s - 1) E_k + \nu \eta + \sigma` for its input and :math:`\eta` for being T,
+    together :math:`E_{k+1}`, which is at least :math:`\eta`. The floor is
+    :math:`(2 \nu \eta + 2 \sigma + \eta) / (1 - \rho)`. To let S leak only once, in :math:`E_k`
+    and not in :math:`\nu`, would lower it by :math:`\rho \eta / (1 - \rho)`, no more.
     """
     mu = _cumulative(D, W, group_size)
     s = as_count(s, "s", at_most=len(mu) - 1)
     steps = as_count(steps, "steps")
     error, sigma = as_number(bound, "bound"), as_number(noise, "noise")
+    eta = as_number(eta, "eta")
     rho = _rate(mu, s)
     if rho >= 1:
         raise ValueError(
@@ -110,10 +134,11 @@ def threshold_schedule(
             f"{rho:.4g}, expected less than 1: certified here is s <= {_certified(mu)}; take a "
             "smaller s, a less coherent D, or W = analysis_weights(D)"
         )
+    disturbance = mu[-1] * eta + sigma  # mu_1 of all groups is the largest row sum
     thresholds, errors = [], [error]
     for _ in range(steps):
-        thresholds.append(mu[s] * errors[-1] + sigma)
-        errors.append(rho * errors[-1] + 2 * sigma)
+        thresholds.append(mu[s] * errors[-1] + disturbance)
+        errors.append(rho * errors[-1] + 2 * disturbance + eta)
     like = local_matrix(D)
     return Schedule(
         torch.tensor(thresholds, dtype=like.dtype, device=like.device),

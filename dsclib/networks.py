@@ -13,6 +13,7 @@ with :math:`b = W'y`. Three remarks make it a layer of a plain CNN, without skip
 
 With L = 2 q the kernel is 3; any other is factored into kernels of 3, exactly. :class:`Lista` is
 the dense iteration with weights and thresholds that are trained :cite:p:`gregor2010learning`.
+:func:`approximate_threshold` is the threshold as other activations than ReLU compute it.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from torch import Tensor, nn
 from ._checks import as_tensor, match
 from ._factor import convolution, kernel_three
 from ._lista import Lista
+from .activations import ApproximateThreshold, approximate_threshold
 from .dsc import DeepSparseModel
 from .operators import Dense
 
-__all__ = ["IstaCNN", "Lista", "ista_cnn"]
+__all__ = ["ApproximateThreshold", "IstaCNN", "Lista", "approximate_threshold", "ista_cnn"]
 
 
 class IstaCNN(nn.Sequential):
