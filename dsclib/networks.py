@@ -19,17 +19,42 @@ the dense iteration with weights and thresholds that are trained :cite:p:`gregor
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._checks import as_tensor, match
+from ._convolutional import (
+    analysis_kernel,
+    as_analysis,
+    as_biases,
+    as_convolution,
+    as_network_input,
+    overlap_kernel,
+)
 from ._factor import convolution, kernel_three
 from ._lista import Lista
 from .activations import ApproximateThreshold, approximate_threshold
 from .dsc import DeepSparseModel
-from .operators import Dense
+from .transformers import (
+    IstaBlock,
+    IstaTransformer,
+    OffsetAttention,
+    attention_error,
+    attention_leak,
+    ista_transformer,
+)
 
-__all__ = ["ApproximateThreshold", "IstaCNN", "Lista", "approximate_threshold", "ista_cnn"]
+__all__ = [
+    "ApproximateThreshold",
+    "IstaBlock",
+    "IstaCNN",
+    "IstaTransformer",
+    "Lista",
+    "OffsetAttention",
+    "approximate_threshold",
+    "attention_error",
+    "attention_leak",
+    "ista_cnn",
+    "ista_transformer",
+]
 
 
 class IstaCNN(nn.Sequential):
@@ -50,28 +75,9 @@ class IstaCNN(nn.Sequential):
         ``ValueError`` if its channels or sizes do not fit, or its dtype is another than that
         of the network.
         """
-        return super().forward(self._signals(y) if self.operators else y)
-
-    def _signals(self, y) -> Tensor:
-        kernel = self[0].weight
-        y = as_tensor(y, "y", like=kernel)
-        match(y, kernel, "y", "network")
-        channels, axes = kernel.shape[1], kernel.ndim - 2
-        if y.ndim == axes + 1 and channels == 1:
-            y = y.unsqueeze(1)
-        if y.ndim != axes + 2 or y.shape[1] != channels:
-            sizes = "N" if axes == 1 else "N1, N2"
-            raise ValueError(
-                f"y has shape {tuple(y.shape)}, expected (B, {channels}, {sizes}): "
-                "a batch of signals with the channels of the first dictionary"
-            )
-        size = tuple(y.shape[2:])
-        for j, operator in enumerate(self.operators, start=1):
-            try:
-                size = operator.code_shape(size)[1:]
-            except ValueError as err:
-                raise ValueError(f"y does not fit layer {j}, {operator!r}: {err}") from None
-        return y
+        if self.operators:
+            y = as_network_input(y, self[0].weight, self.operators)
+        return super().forward(y)
 
 
 def ista_cnn(operator, thresholds, W=None, *, nonnegative: bool = False, factor: bool = True):
@@ -158,12 +164,9 @@ def _pursuit(D, W, thresholds: Tensor, reads: Tensor, writes: Tensor, both: Tens
     Columns of signs say what a layer writes: ``writes`` x and ``both`` b. Rows say how the next
     adds that up again: ``reads`` for the signals, ``writes.T`` and ``both.T`` for x and b.
     """
-    circular, axes = D.boundary == "circular", len(D.reach)
-    mode = "circular" if circular else "zeros"
-    # Torch pads both sides alike, atoms reach to one side only: zero taps for the other.
-    before = [max(L - D.stride, 0) if circular else 0 for L in D.filters.shape[-axes:]]
-    analysis = F.pad(_kernel(W), [pad for n in reversed(before) for pad in (n, 0)])
-    overlap = _overlap(W, D)
+    mode = "circular" if D.boundary == "circular" else "zeros"
+    analysis, before = analysis_kernel(W)
+    overlap = overlap_kernel(W, D)
     one = _identity(overlap)
     M, eye = one - overlap, torch.eye(2).to(one)
     stem = torch.cat([_signed(writes @ reads, analysis), _signed(both @ reads, analysis)])
@@ -179,24 +182,6 @@ def _pursuit(D, W, thresholds: Tensor, reads: Tensor, writes: Tensor, both: Tens
         where = (D.stride, before) if k == 1 else (1, [p - 1 for p in D.reach])
         layers += [convolution(weight, bias, *where, mode), nn.ReLU()]
     return layers
-
-
-def _kernel(operator) -> Tensor:
-    """The filters as the weight (C, K, *L) of a convolution."""
-    filters, axes = operator.filters.detach().contiguous(), len(operator.reach)
-    return filters.unsqueeze(1) if filters.ndim == axes + 1 else filters
-
-
-def _overlap(W, D) -> Tensor:
-    """W'D as the weight (C, C, 2 p - 1) of a convolution of codes, an axis at a time.
-
-    Tap j holds the inner products of the analysis filters with the filters of D j - p + 1
-    positions further on, read off as one convolution of the filters of D.
-    """
-    convolve = F.conv1d if len(D.reach) == 1 else F.conv2d
-    pad = [(p - 1) * D.stride for p in reversed(D.reach) for _ in range(2)]
-    products = convolve(F.pad(_kernel(D), pad), _kernel(W), stride=D.stride)
-    return products.flip(*range(2, products.ndim)).transpose(0, 1).contiguous()
 
 
 def _identity(kernel: Tensor) -> Tensor:
@@ -216,11 +201,7 @@ def _chain(operator, thresholds, W) -> list[tuple]:
     if not isinstance(operator, DeepSparseModel | list | tuple):
         operator, thresholds, W = [operator], [thresholds], [W]
     model = operator if isinstance(operator, DeepSparseModel) else DeepSparseModel(operator)
-    if isinstance(model.operators[0], Dense):
-        raise ValueError(
-            f"operator is {model.operators[0]!r}, expected Conv1d or Conv2d of dsclib.operators: "
-            "a matrix D of m rows is Conv1d(D.T, stride=m)"
-        )
+    as_convolution(model.operators[0])
     W = [None] * model.depth if W is None else W
     for name, given in ("thresholds", thresholds), ("W", W):
         if not isinstance(given, list | tuple | Tensor) or len(given) != model.depth:
@@ -232,15 +213,5 @@ def _chain(operator, thresholds, W) -> list[tuple]:
     chain = []
     for j, (D, V, theta) in enumerate(zip(model.operators, W, thresholds), start=1):
         layer = f" of layer {j}" if model.depth > 1 else ""
-        V = D if V is None else V
-        if type(V) is not type(D) or repr(V) != repr(D):  # filter shape, stride, boundary
-            raise ValueError(f"W{layer} is {V!r:.80}, expected {D!r}, like the dictionary")
-        match(V.filters, D.filters, f"W{layer}", f"dictionary{layer}")
-        theta = as_tensor(theta, f"thresholds{layer}", "(K,)", like=D.filters).to(D.filters)
-        if (theta < 0).any():
-            raise ValueError(
-                f"thresholds{layer} go down to {theta.min().item():.4g}, expected all >= 0: "
-                "a threshold is how much a step shrinks"
-            )
-        chain.append((D, V, theta.detach()))
+        chain.append((D, as_analysis(V, D, layer), as_biases(theta, D, layer)))
     return chain
