@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,9 +18,12 @@ from ._checks import as_choice, as_number, as_tensor, as_threshold
 _SILU = 0.27846454276107380  # W(1/e): |u| / (1 + e^|u|) is largest where (|u| - 1) e^|u| = 1
 _GELU = 0.16997120747990367  # |u| Phi(-|u|) is largest where Phi(-|u|) = |u| Phi'(|u|)
 
+_EXACT = ("relu", "leaky_relu")
+
 # name: the rectifier of gain t, and c
 _RECTIFIERS: dict[str, tuple[Callable[[Tensor, float], Tensor], float]] = {
-    "softplus": (lambda u, t: F.softplus(t * u) / t, math.log(2)),
+    # torch cuts at 20, where 2e-9 is left
+    "softplus": (lambda u, t: F.softplus(t * u, threshold=40) / t, math.log(2)),
     "silu": (lambda u, t: F.silu(t * u) / t, _SILU),
     "gelu": (lambda u, t: F.gelu(t * u) / t, _GELU),
     "elu": (lambda u, t: F.elu(t * u) / t, 1.0),
@@ -39,13 +42,32 @@ class ApproximateThreshold:
         Its name.
     eta : float
         Largest distance from the soft threshold, over all z and thetas, in the units of z.
-    rectify : callable
-        What stands for the ReLU: a tensor of any shape to one of the same shape.
+    gain : float
+        t, in units of 1/z.
+    slope : float
+        Slope of "leaky_relu" below zero.
     """
 
     activation: str
     eta: float
-    rectify: Callable[[Tensor], Tensor] = field(repr=False)
+    gain: float
+    slope: float
+
+    @property
+    def carries(self) -> bool:
+        """Whether r(u) - r(-u) = u, so that an MLP carries what it does not threshold.
+
+        All but ELU do; with ELU that is up to ``eta`` off.
+        """
+        return self.activation != "elu"
+
+    def rectify(self, u: Tensor) -> Tensor:
+        """What stands for the ReLU, r: a tensor of any shape to one of the same shape."""
+        if self.activation == "relu":
+            return F.relu(u)
+        if self.activation == "leaky_relu":
+            return _two_leaky(u, self.slope)
+        return _RECTIFIERS[self.activation][0](u, self.gain)
 
     def __call__(self, z, theta, nonnegative: bool = False) -> Tensor:
         r"""Approximate :math:`S_\theta(z)`: two rectifiers, one for nonnegative codes.
@@ -134,7 +156,7 @@ def approximate_threshold(
 
     Leaky ReLU is exact because :math:`\operatorname{ReLU}(u) = (L_a(u) + a L_a(-u)) / (1 - a^2)`.
     """
-    activation = as_choice(activation, "activation", ["relu", "leaky_relu", *_RECTIFIERS])
+    activation = as_choice(activation, "activation", [*_EXACT, *_RECTIFIERS])
     t = as_number(gain, "gain", positive=True)
     a = as_number(slope, "slope")
     if a >= 1:
@@ -142,12 +164,8 @@ def approximate_threshold(
             f"slope = {slope!r}, expected 0 <= slope < 1: with slope 1 nothing tells a "
             "negative input from a positive one"
         )
-    if activation == "relu":
-        return ApproximateThreshold(activation, 0.0, F.relu)
-    if activation == "leaky_relu":
-        return ApproximateThreshold(activation, 0.0, lambda u: _two_leaky(u, a))
-    rectifier, c = _RECTIFIERS[activation]
-    return ApproximateThreshold(activation, c / t, lambda u: rectifier(u, t))
+    c = 0.0 if activation in _EXACT else _RECTIFIERS[activation][1]
+    return ApproximateThreshold(activation, c / t, t, a)
 
 
 def _two_leaky(u: Tensor, a: float) -> Tensor:

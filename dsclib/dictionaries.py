@@ -286,6 +286,7 @@ def incoherent_conv(
     return _finish(_spread(start, overlaps, iterations), dtype)
 
 
+@torch.enable_grad()  # also where a caller has switched gradients off
 def _spread(F: Tensor, overlaps, iterations: int) -> Tensor:
     """Unit rows that nearly minimise the largest magnitude among ``overlaps(rows)``.
 

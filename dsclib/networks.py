@@ -13,7 +13,8 @@ with :math:`b = W'y`. Three remarks make it a layer of a plain CNN, without skip
 
 With L = 2 q the kernel is 3; any other is factored into kernels of 3, exactly. :class:`Lista` is
 the dense iteration with weights and thresholds that are trained :cite:p:`gregor2010learning`.
-:func:`approximate_threshold` is the threshold as other activations than ReLU compute it.
+:func:`approximate_threshold` is the threshold as other activations than ReLU compute it, and
+:func:`dsclib.transformers.ista_encoder` the iteration as blocks of a transformer.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ from .transformers import (
     IstaBlock,
     IstaTransformer,
     OffsetAttention,
+    OffsetConvolution,
     attention_error,
     attention_leak,
+    ista_encoder,
     ista_transformer,
 )
 
@@ -49,10 +52,12 @@ __all__ = [
     "IstaTransformer",
     "Lista",
     "OffsetAttention",
+    "OffsetConvolution",
     "approximate_threshold",
     "attention_error",
     "attention_leak",
     "ista_cnn",
+    "ista_encoder",
     "ista_transformer",
 ]
 

@@ -11,6 +11,7 @@ length from 2 p - 1 positions on, p the operator's reach :cite:p:`papyan2017work
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -104,6 +105,7 @@ def deep_schedule(
     noise=0.0,
     weights: Sequence | None = None,
     group_size=1,
+    eta=0.0,
 ) -> tuple[Schedule, ...]:
     r"""A :func:`threshold_schedule` for every layer of a deep model: the theorem with depth.
 
@@ -117,7 +119,17 @@ def deep_schedule(
                          + 2 \sigma_j\, \frac{1 - \rho_j^{K_j}}{1 - \rho_j}
 
     Then no layer ever activates a group outside the support of :math:`x_j`, and its codes end
-    within :math:`\max_g \|\hat x_{j,g} - x_{j,g}\|_2 \le \delta_j`.
+    within :math:`\max_g \|\hat x_{j,g} - x_{j,g}\|_2 \le \delta_j`. Thresholds that are only
+    known within :math:`\zeta_j`, the ``eta`` of layer j, keep the rates:
+
+    .. math:: \sigma_j = \kappa_j \delta_{j-1} + (\bar\kappa_j - \kappa_j)\, \zeta_{j-1}
+                         + \eta_j, \qquad
+              \delta_j = \rho_j^{K_j} B_j
+                         + \bigl(2 \sigma_j + (2 \nu_j + 1)\, \zeta_j\bigr)
+                           \frac{1 - \rho_j^{K_j}}{1 - \rho_j}
+
+    with :math:`\nu_j` as in :func:`threshold_schedule` and :math:`\bar\kappa_j` the gain of all
+    entries. The other groups are then not zero, but never larger than :math:`\zeta_j`.
 
     Parameters
     ----------
@@ -138,6 +150,9 @@ def deep_schedule(
         Analysis weights :math:`W_j`; ``None``, for all layers or in place of one, is W = D.
     group_size : int or J ints
         Atoms a group.
+    eta : float or J floats
+        :math:`\zeta_j`, how far layer j's threshold is from the exact one at most, as for
+        :func:`threshold_schedule`, in the units of the codes.
 
     Returns
     -------
@@ -155,7 +170,14 @@ def deep_schedule(
     Why depth costs no more than this: the error u that layer j - 1 hands on lives on the support
     of :math:`x_{j-1}`, because no layer activates a wrong atom. So it enters layer j as noise of
     size :math:`\|W_{j,g}^\top u\|_2 \le \kappa_j \delta_{j-1}`, where :math:`\kappa_j`
-    (:func:`input_gain`) counts :math:`s_{j-1}` entries of a column and not all.
+    (:func:`input_gain`) counts :math:`s_{j-1}` entries of a column and not all. With inexact
+    thresholds u is at most :math:`\zeta_{j-1}` off that support S, and
+    :math:`\zeta_{j-1} \le \delta_{j-1}`, so
+
+    .. math:: \sum_{h \in S} \|W_{j,g}[h]\|_2\, \delta_{j-1}
+              + \sum_{h \notin S} \|W_{j,g}[h]\|_2\, \zeta_{j-1}
+              \le \kappa_j (\delta_{j-1} - \zeta_{j-1}) + \bar\kappa_j \zeta_{j-1}.
+
     Any :math:`2 p_{j-1} - 1` neighbouring positions of a convolution lie in one stripe, so an
     atom of length :math:`L_j` sees at most
     :math:`s_{j-1} \lceil L_j / (2 p_{j-1} - 1) \rceil` active entries (the quotients of all axes
@@ -169,15 +191,18 @@ def deep_schedule(
     steps, noise = per_layer(steps, J, "steps"), per_layer(noise, J, "noise")
     bounds, sizes = per_layer(bounds, J, "bounds"), per_layer(group_size, J, "group_size")
     weights = [None] * J if weights is None else per_layer(weights, J, "weights")
+    eta = per_layer(eta, J, "eta")
     schedules: list[Schedule] = []
     for j, (D, W, s, d) in enumerate(zip(layers, weights, sparsity, sizes)):
         try:
             sigma = as_number(noise[j], "noise")
             if j > 0:
                 active = sparsity[j - 1] * _windows(layers[j - 1], D)
-                kappa = input_gain(D if W is None else W, active, d, sizes[j - 1])
-                sigma += kappa * schedules[-1].errors[-1].item()
-            schedules.append(threshold_schedule(D, s, steps[j], bounds[j], sigma, W, d))
+                V, d_in = D if W is None else W, sizes[j - 1]
+                kappa, total = (input_gain(V, a, d, d_in) for a in (active, sys.maxsize))
+                leak = as_number(eta[j - 1], "eta")
+                sigma += kappa * (schedules[-1].errors[-1].item() - leak) + total * leak
+            schedules.append(threshold_schedule(D, s, steps[j], bounds[j], sigma, W, d, eta[j]))
         except ValueError as error:
             raise ValueError(f"layer {j + 1}: {error}") from None
     return tuple(schedules)
@@ -191,18 +216,21 @@ def deep_error_bound(
     noise=0.0,
     weights: Sequence | None = None,
     group_size=1,
+    eta=0.0,
 ) -> Tensor:
     r"""What the layers of :func:`deep_schedule` leave: the bound on the error of every layer.
 
     .. math:: \delta_j = \rho_j^{K_j} B_j + 2 (\kappa_j \delta_{j-1} + \eta_j)\,
               \frac{1 - \rho_j^{K_j}}{1 - \rho_j}, \qquad \delta_0 = 0
 
+    for exact thresholds; what ``eta`` adds is written there.
+
     Steps :math:`K_j` of the order of :math:`\log 1/\varepsilon` reach the error
     :math:`\varepsilon`, down to the noise floor.
 
     Parameters
     ----------
-    dictionaries, sparsity, steps, bounds, noise, weights, group_size
+    dictionaries, sparsity, steps, bounds, noise, weights, group_size, eta
         As for :func:`deep_schedule`.
 
     Returns
@@ -215,7 +243,9 @@ def deep_error_bound(
     ValueError
         As :func:`deep_schedule`.
     """
-    schedules = deep_schedule(dictionaries, sparsity, steps, bounds, noise, weights, group_size)
+    schedules = deep_schedule(
+        dictionaries, sparsity, steps, bounds, noise, weights, group_size, eta
+    )
     return torch.stack([schedule.errors[-1] for schedule in schedules])
 
 

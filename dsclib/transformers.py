@@ -10,24 +10,26 @@ code found so far and the correlations :math:`b = W'y` at its position. One step
   of W'D there. In one dimension that is 2 p - 1 heads (3 for L = 2 q), in two
   :math:`(2 p - 1)^2` (9), as in :cite:p:`cordonnier2020relationship`.
 - The residual connection adds x.
-- The MLP, with ReLU, adds b and is the threshold.
+- The MLP adds b and is the threshold.
 
 Softmax never attends to one token alone. What a head gives to the others is
 :func:`attention_leak`, about :math:`2 e^{-\text{bias}}` for sequences of any length; what it
-costs is :func:`attention_error`, and that takes the place of noise in the theorem.
+costs is :func:`attention_error`, and that takes the place of noise in the theorem. The theorem
+itself, for blocks of attention or convolution and MLPs of any activation, is at
+:func:`ista_encoder`.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
-from ._checks import as_count, as_number
+from ._attention import attention_error, attention_leak
+from ._blocks import IstaBlock, OffsetAttention, OffsetConvolution, Rectifier, position_logits
+from ._checks import as_choice, as_number
 from ._convolutional import (
     analysis_kernel,
     as_analysis,
@@ -37,214 +39,65 @@ from ._convolutional import (
     overlap_kernel,
 )
 from ._factor import convolution
+from .activations import ApproximateThreshold, approximate_threshold
 
-
-def attention_leak(bias, axes: int = 1) -> float:
-    r"""How much of its attention a head gives to other tokens than its own, at most.
-
-    .. math:: \varepsilon = 1 - \tanh(\beta / 2)^a, \qquad
-              \varepsilon \le 2 a\, e^{-\beta}
-
-    for logits :math:`-\beta` times the distance (on a grid the sum of the distances along its a
-    axes) and any number of tokens: all weights together are at most
-    :math:`\sum_{j \in \mathbb{Z}} e^{-\beta |j|} = \coth(\beta / 2)` an axis times that of the
-    token of the head.
-
-    Parameters
-    ----------
-    bias : float
-        :math:`\beta > 0`, by how much logits fall from one position to the next.
-    axes : {1, 2}
-        1 for sequences, 2 for images.
-
-    Returns
-    -------
-    float
-        Between 0 and 1.
-
-    Raises
-    ------
-    ValueError
-        If ``bias`` is not positive and finite, or ``axes`` is another number.
-    """
-    r = math.exp(-as_number(bias, "bias", positive=True))
-    if r == 1:  # a bias that rounding swallows
-        return 1.0
-    # tanh(bias / 2) = (1 - r) / (1 + r), in a form that a large bias does not round to 1.
-    return -math.expm1(as_count(axes, "axes", at_most=2) * (math.log1p(-r) - math.log1p(r)))
-
-
-def attention_error(operator, bias, active: int | None = None, bound=1.0, W=None) -> float:
-    r"""What leaking attention adds to a step: :math:`\tau`, which joins the noise.
-
-    .. math:: \tau = 2\, \varepsilon\, \Gamma_s\, B, \qquad
-              \Gamma_s = \max_c \sum_\delta \max_{|A| = s} \sum_{c' \in A}
-              \bigl|(W'D)_\delta[c, c']\bigr|
-
-    In the max norm, for every state x with :math:`\|x\|_\infty \le B` and at most s nonzero
-    entries in any one token, :math:`\|\text{attention}(x) + W'D x\|_\infty \le \tau`.
-    :math:`\varepsilon` is the :func:`attention_leak`, :math:`(W'D)_\delta` the tap of W'D at
-    offset :math:`\delta`. How many tokens there are does not matter.
-
-    Parameters
-    ----------
-    operator : Conv1d or Conv2d of :mod:`dsclib.operators`
-        The dictionary.
-    bias : float
-        :math:`\beta > 0` of :func:`ista_transformer`.
-    active : int, optional
-        Nonzero entries s of a token, at most; a local sparsity serves. ``None`` is all C.
-    bound : float
-        B, in the units of the codes.
-    W : operator like the dictionary, optional
-        Analysis weights; the dictionary if not given.
-
-    Returns
-    -------
-    float
-        In the units of the codes.
-
-    Raises
-    ------
-    ValueError
-        If the operator is not a convolution, ``W`` is not like it, ``active`` is not a whole
-        number from 1 to C, or a number is out of its range.
-
-    Notes
-    -----
-    *Error of a head.* Where :math:`v_0` is wanted it answers :math:`\sum_j \pi_j v_j` with
-    :math:`\sum_j \pi_j = 1` and :math:`\sum_{j \ne 0} \pi_j \le \varepsilon`: off by
-    :math:`|\sum_{j \ne 0} \pi_j (v_j - v_0)| \le 2 \varepsilon \max_j |v_j|` in every entry.
-    Values are a tap times a token; heads add up.
-
-    *The theorem, with* :math:`\sigma + \tau` *for* :math:`\sigma`. Thresholds must rise too, so
-    that what leaks to tokens off the support stays below them. Take B as the ``bound`` on
-    :math:`x^*` and
-
-    >>> tau = attention_error(D, bias, s, bound)
-    >>> schedule = threshold_schedule(D, s, steps, bound, noise + tau)
-    >>> network = ista_transformer(D, schedule.thresholds, bias)
-
-    Then no block activates a wrong atom and block k leaves the error ``schedule.errors[k]``:
-    the rate is that of the iteration, only the floor
-    :math:`2 (\sigma + \tau) / (1 - \rho)` is higher. The one thing to add to the proof is that
-    every state is within B, so that the same :math:`\tau` serves all blocks. Suppose it of
-    :math:`x^k`. On the support :math:`z = x^* + w` with
-    :math:`|w_i| \le \mu_1(s - 1) E_k + \sigma + \tau \le \theta_k`, hence
-    :math:`|S_{\theta_k}(z_i)| \le \max(|x^*_i| + |w_i| - \theta_k, 0) \le |x^*_i|`. Off the
-    support :math:`|z_i| \le \mu_1(s) E_k + \sigma + \tau = \theta_k` and the code stays zero.
-
-    *Against the CNN* of the same thresholds: both stay on the support, where a step multiplies
-    what they differ by with at most :math:`\mu_1(s - 1)`. After k blocks that is at most
-    :math:`\tau\, (1 - \mu_1(s - 1)^k) / (1 - \mu_1(s - 1))`.
-    """
-    D = as_convolution(operator)
-    taps = overlap_kernel(as_analysis(W, D), D).abs().double().flatten(2)  # (C, C, heads)
-    count = len(taps)
-    active = count if active is None else as_count(active, "active", at_most=count)
-    gain = taps.topk(active, dim=1).values.sum(dim=(1, 2)).max().item()
-    return 2 * attention_leak(bias, len(D.reach)) * gain * as_number(bound, "bound")
-
-
-class OffsetAttention(nn.Module):
-    r"""Multi-head attention in which position alone decides: one head an offset.
-
-    .. math:: h_t \mathrel{+}= O \operatorname*{concat}_\delta \sum_j
-              \operatorname{softmax}_j(\ell_\delta)_{t j}\, V_\delta h_j
-
-    Torch's scaled dot product attention with queries and keys of zero: the logits
-    :math:`\ell_\delta` come in as the attention mask.
-
-    Parameters
-    ----------
-    taps : tensor, shape (C, C, heads)
-        W'D; value matrices :math:`V_\delta` write minus its taps, O adds the heads up.
-    """
-
-    def __init__(self, taps: Tensor):
-        super().__init__()
-        count, _, self.heads = taps.shape
-        one = torch.eye(count).to(taps)
-        values = -taps.permute(2, 0, 1).flatten(0, 1)  # reads x of [x; b]
-        self.value = _linear(torch.cat([values, torch.zeros_like(values)], dim=1))
-        self.output = _linear(torch.cat([one.repeat(1, self.heads), 0 * one.repeat(1, self.heads)]))
-
-    def forward(self, h: Tensor, logits: Tensor) -> Tensor:
-        """What to add to the tokens ``h`` (B, T, 2 C), with ``logits`` (heads, T, T or T + 1).
-
-        A last column of its own is for a token of zeros, on which heads that look beyond the
-        boundary rest.
-        """
-        h = F.pad(h, (0, 0, 0, logits.shape[2] - logits.shape[1]))
-        values = self.value(h).unflatten(2, (self.heads, -1)).transpose(1, 2)
-        keys = values.new_zeros(1).expand(*values.shape[:3], 1)
-        queries = keys[:, :, : logits.shape[1]]
-        answers = F.scaled_dot_product_attention(queries, keys, values, attn_mask=logits)
-        return self.output(answers.transpose(1, 2).flatten(2))
-
-
-class IstaBlock(nn.Module):
-    r"""A transformer block, without normalisation: attention and MLP, each with its residual.
-
-    .. math:: \begin{bmatrix} z \\ b \end{bmatrix} = \begin{bmatrix} x - W'D x \\ b
-              \end{bmatrix}, \qquad \begin{bmatrix} x \\ b \end{bmatrix} \leftarrow
-              \begin{bmatrix} z + \bigl(S_\theta(z + b) - z\bigr) \\ b \end{bmatrix}
-
-    The MLP has four hidden units a channel, two for :math:`S_\theta` and two for z, since
-    :math:`z = \operatorname{ReLU}(z) - \operatorname{ReLU}(-z)`.
-
-    Attributes
-    ----------
-    attention : OffsetAttention
-    mlp : Sequential
-        Linear, ReLU, Linear.
-    """
-
-    def __init__(self, taps: Tensor, threshold: Tensor, nonnegative: bool = False):
-        super().__init__()
-        self.attention = OffsetAttention(taps)
-        # Rows of the first layer as they read [z; b], columns of the second as they write z.
-        reads = [[1, 1], [1, 0], [-1, 0]] if nonnegative else [[1, 1], [-1, -1], [1, 0], [-1, 0]]
-        writes = [[1, -1, 1], [0, 0, 0]] if nonnegative else [[1, -1, -1, 1], [0, 0, 0, 0]]
-        one = torch.eye(len(taps)).to(taps)
-        shrink = taps.new_zeros(len(reads), len(taps))
-        shrink[: len(reads) - 2] = -threshold
-        self.mlp = nn.Sequential(
-            _linear(torch.kron(taps.new_tensor(reads), one), shrink.flatten()),
-            nn.ReLU(),
-            _linear(torch.kron(taps.new_tensor(writes), one)),
-        )
-
-    def forward(self, h: Tensor, logits: Tensor) -> Tensor:
-        """Tokens (B, T, 2 C) after a step; ``logits`` as in :class:`OffsetAttention`."""
-        h = h + self.attention(h, logits)
-        return h + self.mlp(h)
+__all__ = [
+    "IstaBlock",
+    "IstaTransformer",
+    "OffsetAttention",
+    "OffsetConvolution",
+    "attention_error",
+    "attention_leak",
+    "ista_encoder",
+    "ista_transformer",
+]
 
 
 class IstaTransformer(nn.Module):
-    """The network that :func:`ista_transformer` makes.
+    """The network that :func:`ista_encoder` and :func:`ista_transformer` make.
 
     Attributes
     ----------
     embedding : Conv1d or Conv2d of torch
         Signals to correlations b, one token a stride.
     blocks : ModuleList of IstaBlock
-    bias : Parameter, shape ()
+    bias : Parameter, shape (), or None
         By how much logits fall from one position to the next, for all heads.
     offsets : list of tuples
         Where each head looks, in positions along every axis, first head first.
+    eta : float
+        How far the MLP of a block, as it is made, is from the soft threshold, at most.
     """
 
-    def __init__(self, D, W, thresholds: Tensor, bias: float, nonnegative: bool = False):
+    def __init__(
+        self,
+        D,
+        W,
+        thresholds: Tensor,
+        mixers: Sequence[str],
+        bias: float | None,
+        activation: ApproximateThreshold,
+        nonnegative: bool,
+    ):
         super().__init__()
         self.operator = D
+        self.eta = activation.eta if activation.carries else 2 * activation.eta
+        self.offsets = list(itertools.product(*(range(1 - p, p) for p in D.reach)))
         kernel, before = analysis_kernel(W)
         mode = "circular" if D.boundary == "circular" else "zeros"
         self.embedding = convolution(kernel, None, D.stride, before, mode)
-        taps = overlap_kernel(W, D).flatten(2)
-        self.blocks = nn.ModuleList(IstaBlock(taps, theta, nonnegative) for theta in thresholds)
-        self.bias = nn.Parameter(taps.new_tensor(bias))
-        self.offsets = list(itertools.product(*(range(1 - p, p) for p in D.reach)))
+        overlap = overlap_kernel(W, D)
+        self.bias = None if bias is None else nn.Parameter(overlap.new_tensor(bias))
+        self.blocks = nn.ModuleList()
+        for name, theta in zip(mixers, thresholds):
+            if name == "attention":
+                mixer = OffsetAttention(overlap.flatten(2))
+            else:
+                mixer = OffsetConvolution(overlap, mode)
+            exact = activation.activation == "relu"
+            rectify = nn.ReLU() if exact else Rectifier(activation)
+            theta = theta.expand(len(overlap))
+            self.blocks.append(IstaBlock(mixer, theta, rectify, nonnegative))
 
     def forward(self, y) -> Tensor:
         """Codes (B, C, T) or (B, C, T1, T2) of the signals ``y``.
@@ -259,15 +112,16 @@ class IstaTransformer(nn.Module):
         """Codes after 0, ..., K blocks."""
         b = self.embedding(as_network_input(y, self.embedding.weight, [self.operator]))
         count, grid = b.shape[1], b.shape[2:]
-        logits = self._logits(grid)
+        logits = None if self.bias is None else self._logits(grid)
         h = torch.cat([torch.zeros_like(b), b], dim=1).flatten(2).transpose(1, 2)
         tokens = [h]
         for block in self.blocks:
-            tokens.append(block(tokens[-1], logits))
+            where = logits if isinstance(block.mixer, OffsetAttention) else grid
+            tokens.append(block(tokens[-1], where))
         return [h[..., :count].transpose(1, 2).unflatten(2, grid) for h in tokens]
 
     def attention(self, size) -> Tensor:
-        """Attention weights (heads, T, T) of every block, for signals of ``size``.
+        """Attention weights (heads, T, T) of every block that attends, for signals of ``size``.
 
         Parameters
         ----------
@@ -280,58 +134,56 @@ class IstaTransformer(nn.Module):
             Row t of head i says where token t looks for ``offsets[i]``; rows sum to 1. In two
             dimensions T = T1 T2, tokens row by row. With boundary "zero" a last column (T + 1)
             is what rests on a token of zeros.
+
+        Raises
+        ------
+        ValueError
+            If no block attends, or ``size`` does not fit the dictionary.
         """
+        if self.bias is None:
+            raise ValueError("mixers are all 'convolution', expected 'attention' in some block")
         return self._logits(self.operator.code_shape(size)[1:]).softmax(dim=-1)
 
     def _logits(self, grid) -> Tensor:
-        """Minus ``bias`` times the distance of every token from where each head looks."""
-        distances, beyond = zip(*(self._distances(grid, offset) for offset in self.offsets))
-        logits = -self.bias * torch.stack(distances).to(self.bias)
-        if self.operator.boundary == "circular":
-            return logits
-        rest = torch.full_like(self.bias, -torch.inf).where(~torch.stack(beyond), 0)
-        return torch.cat([logits, rest.unsqueeze(2)], dim=2)
-
-    def _distances(self, grid, offset) -> tuple[Tensor, Tensor]:
-        """Distances (T, T) of tokens from those at ``offset``, and which of these there are not."""
-        total = torch.zeros(1, 1, dtype=torch.long, device=self.bias.device)
-        beyond = torch.zeros(1, dtype=torch.bool, device=self.bias.device)
-        for T, shift in zip(grid, offset):
-            at = torch.arange(T, device=self.bias.device)
-            goal = at + shift
-            d = (at - goal[:, None]).abs()
-            if self.operator.boundary == "circular":
-                d = (at - goal[:, None]) % T
-                d = torch.minimum(d, T - d)
-            total = (total[:, None, :, None] + d[:, None, :]).flatten(2).flatten(0, 1)
-            beyond = (beyond[:, None] | (goal < 0) | (goal >= T)).flatten()
-        return total, beyond
+        return position_logits(self.bias, self.offsets, grid, self.operator.boundary)
 
 
-def ista_transformer(operator, thresholds, bias, W=None, *, nonnegative: bool = False):
-    r"""The iteration of the book's theorem as a transformer, up to what attention leaks.
+def ista_encoder(
+    operator,
+    thresholds,
+    mixers: Sequence[str],
+    bias=None,
+    W=None,
+    *,
+    nonnegative: bool = False,
+    threshold: ApproximateThreshold | None = None,
+):
+    r"""The iteration of the book's theorem as blocks of mixer and MLP, each with its residual.
 
-    An overlapping patch embedding computes :math:`b = W'y`; each block is one step,
+    .. math:: x \leftarrow T_{\theta_k}\bigl(x - \operatorname{mix}_k(x) + b\bigr), \qquad
+              \operatorname{mix}_k(x) \approx W'D x, \qquad b = W'y
 
-    .. math:: x \leftarrow S_{\theta_k}\Bigl(x - \sum_\delta (W'D)_\delta
-              \sum_j \operatorname{softmax}_j\bigl(-\beta\, |j - t - \delta|\bigr)\, x_j + b\Bigr)
-
-    As :math:`\beta` grows it becomes :func:`dsclib.networks.ista_cnn`; how fast, and which
-    thresholds keep the theorem meanwhile, says :func:`attention_error`.
+    Block k mixes tokens by a convolution, which is W'D exactly, or by attention, which leaks.
 
     Parameters
     ----------
     operator : Conv1d or Conv2d of :mod:`dsclib.operators`
-        The dictionary. For a chain of them put one transformer a dictionary in a
+        The dictionary. For a chain of them put one encoder a dictionary in a
         ``torch.nn.Sequential``.
     thresholds : tensor, shape (K,)
         One threshold >= 0 a block, in the units of the codes.
-    bias : float
-        :math:`\beta > 0`, by how much logits fall from one position to the next.
+    mixers : sequence of K names
+        "convolution" or "attention": who mixes the tokens of block k.
+    bias : float, optional
+        :math:`\beta > 0`, by how much the logits of attention fall from one position to the
+        next; needed if a block attends.
     W : operator like the dictionary, optional
         Analysis weights; the dictionary if not given.
     nonnegative : bool
         For the iteration with :math:`\operatorname{ReLU}(z - \theta_k)`.
+    threshold : ApproximateThreshold, optional
+        What :func:`dsclib.networks.approximate_threshold` makes, for an MLP with another
+        activation than ReLU.
 
     Returns
     -------
@@ -342,8 +194,91 @@ def ista_transformer(operator, thresholds, bias, W=None, *, nonnegative: bool = 
     Raises
     ------
     ValueError
-        If the operator is not one convolution, ``W`` is not like it, a threshold is negative or
-        ``bias`` is not positive; called on signals that do not fit the dictionary.
+        If the operator is not one convolution, ``W`` is not like it, a threshold is negative,
+        mixers are not a list of K of these names, ``bias`` is not positive though a block
+        attends, or ``threshold`` is something else; called on signals that do not fit.
+
+    Notes
+    -----
+    *The theorem.* Let :math:`|x^*| \le B`, at most s entries of it active in a stripe, and
+    :math:`\|W'e\|_\infty \le \sigma`. Thresholds must rise, so that what leaks stays below them:
+
+    >>> eta = threshold.eta  # for ELU 2 * threshold.eta; the network tells it as network.eta
+    >>> tau = attention_error(D, bias, s, B, W, eta)  # 0 if no block attends
+    >>> schedule = threshold_schedule(D, s, K, B, sigma + tau, W, eta=eta)
+    >>> network = ista_encoder(D, schedule.thresholds, mixers, bias, W, threshold=threshold)
+
+    Then no block lets a wrong atom above :math:`\eta`, every state is within
+    :math:`B + \eta`, and block k leaves the error ``schedule.errors[k]``: the rate is that of
+    the iteration, the floor :math:`(2 (\nu \eta + \sigma + \tau) + \eta) / (1 - \rho)`.
+
+    *Proof.* :math:`\tau` is noise to the proof of :func:`dsclib.theory.threshold_schedule`. To
+    add is that all states are ones that :math:`\tau` serves. Suppose it of :math:`x^k`. On the
+    support :math:`v = z + b = x^* + w` with
+    :math:`|w_i| \le \mu_1(s - 1) E_k + \nu \eta + \sigma + \tau \le \theta_k`, hence
+    :math:`|S_{\theta_k}(v_i)| \le \max(|x^*_i| + |w_i| - \theta_k, 0) \le |x^*_i|`; off it
+    :math:`|v_i| \le \mu_1(s) E_k + \nu \eta + \sigma + \tau = \theta_k` and
+    :math:`S_{\theta_k}(v_i) = 0`. The block answers something within :math:`\eta` of
+    :math:`S_{\theta_k}(v)`: at most :math:`B + \eta` on the support, :math:`\eta` off it.
+
+    *What* :math:`\eta` *is.* With :math:`\delta(u) = r(u) - \operatorname{ReLU}(u)` the block
+    answers :math:`T_\theta(v) + z - (r(z) - r(-z)) = T_\theta(v) - \delta(z) + \delta(-z)`.
+    An even :math:`\delta` cancels, which leaves ``threshold.eta``; all are even but that of
+    ELU. There all values of :math:`\delta` lie within [-1/t, 0], so what is missed by
+    :math:`T_\theta` and what is missed by carrying z are at most 1/t each and ``network.eta``
+    is 2/t. Nothing less will do: both are near 1/t, with one sign, if v is large and z is minus
+    a large number.
+
+    *Against the CNN* of the same thresholds, with :math:`\eta = 0`: both stay on the support,
+    where a step multiplies what they differ by with at most :math:`\mu_1(s - 1)`. After k blocks
+    that is at most :math:`\tau\, (1 - \mu_1(s - 1)^k) / (1 - \mu_1(s - 1))`.
+    """
+    D = as_convolution(operator)
+    theta, W = as_biases(thresholds, D), as_analysis(W, D)
+    named = isinstance(mixers, list | tuple)
+    if not named or len(mixers) != len(theta):
+        came = f"{len(mixers)} names" if named else f"{mixers!r:.60}"
+        raise ValueError(
+            f"mixers: {came}, expected {len(theta)} names, one a threshold: "
+            f"for the same in all blocks use ['attention'] * {len(theta)}"
+        )
+    mixers = [as_choice(name, "mixers", ("convolution", "attention")) for name in mixers]
+    if "attention" in mixers:
+        bias = as_number(bias, "bias", positive=True, at_most=torch.finfo(theta.dtype).max)
+    else:
+        bias = None
+    threshold = approximate_threshold("relu") if threshold is None else threshold
+    if not isinstance(threshold, ApproximateThreshold):
+        raise ValueError(
+            f"threshold is {threshold!r:.60}, expected what approximate_threshold(...) makes"
+        )
+    return IstaTransformer(D, W, theta, mixers, bias, threshold, nonnegative)
+
+
+def ista_transformer(operator, thresholds, bias, W=None, *, nonnegative: bool = False):
+    r"""The iteration of the book's theorem as a transformer, up to what attention leaks.
+
+    An overlapping patch embedding computes :math:`b = W'y`; each block is one step,
+
+    .. math:: x \leftarrow S_{\theta_k}\Bigl(x - \sum_\delta (W'D)_\delta
+              \sum_j \operatorname{softmax}_j\bigl(-\beta\, |j - t - \delta|\bigr)\, x_j + b\Bigr)
+
+    It is :func:`ista_encoder` with attention in all blocks and ReLU. As :math:`\beta` grows it
+    becomes :func:`dsclib.networks.ista_cnn`.
+
+    Parameters
+    ----------
+    operator, thresholds, bias, W, nonnegative
+        As for :func:`ista_encoder`.
+
+    Returns
+    -------
+    IstaTransformer
+
+    Raises
+    ------
+    ValueError
+        As :func:`ista_encoder`.
 
     Notes
     -----
@@ -354,15 +289,6 @@ def ista_transformer(operator, thresholds, bias, W=None, *, nonnegative: bool = 
     that :cite:p:`yu2023white` derive from sparse coding attention compresses tokens against
     subspaces that depend on content, and only the MLP is a step of ISTA.
     """
-    D = as_convolution(operator)
-    bias = as_number(bias, "bias", positive=True, at_most=torch.finfo(D.filters.dtype).max)
-    return IstaTransformer(D, as_analysis(W, D), as_biases(thresholds, D), bias, nonnegative)
-
-
-def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    """A linear layer with this weight (out, in) and bias (out,)."""
-    layer = skip_init(nn.Linear, *reversed(weight.shape), bias=bias is not None)
-    layer.weight = nn.Parameter(weight.detach().clone())
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().clone())
-    return layer
+    thresholds = as_biases(thresholds, as_convolution(operator))
+    mixers = ["attention"] * len(thresholds)
+    return ista_encoder(operator, thresholds, mixers, bias, W, nonnegative=nonnegative)

@@ -7,7 +7,8 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import nn
 
-from dsclib.coherence import analysis_weights, interactions
+from dsclib.analysis import analysis_weights
+from dsclib.coherence import interactions
 from dsclib.dictionaries import babel, gaussian, group_orthonormal, incoherent, incoherent_conv
 from dsclib.networks import approximate_threshold
 from dsclib.operators import Conv1d
@@ -19,10 +20,11 @@ DOUBLE = torch.float64
 ROUNDING = 1e-12
 INEXACT = ["elu", "softplus", "silu", "gelu", "sigmoid", "tanh"]
 EXACT = ["relu", "leaky_relu"]
-GAINS = [0.3, 1.0, 20.0, 1e4]
+GAINS = [0.3, 20.0, 1e4]
 
 D = incoherent(48, 80, seed=0, iterations=300, dtype=DOUBLE)
 RANDOM = gaussian(32, 48, seed=3, dtype=DOUBLE)
+WEIGHTS = analysis_weights(RANDOM)
 CONV = Conv1d(incoherent_conv(12, 16, 8, seed=0, iterations=300, dtype=DOUBLE), 8)
 
 
@@ -42,7 +44,7 @@ def rand(*shape, seed=0):
 @pytest.mark.parametrize("activation", INEXACT)
 def test_eta_holds_and_is_nearly_attained(activation, gain, nonnegative):
     T = approximate_threshold(activation, gain)
-    z = torch.linspace(-60, 60, 240_001, dtype=DOUBLE) / gain
+    z = torch.linspace(-60, 60, 24_001, dtype=DOUBLE) / gain
     worst = 0.0
     for theta in [0, 0.1, 1, 4, 10]:
         apart = T(z, theta / gain, nonnegative) - exact(z, theta / gain, nonnegative)
@@ -51,10 +53,12 @@ def test_eta_holds_and_is_nearly_attained(activation, gain, nonnegative):
     assert worst > 0.999 * T.eta
 
 
-@pytest.mark.parametrize("activation", ["softplus", "silu", "gelu", "sigmoid", "tanh"])
-def test_even_errors_cancel_at_threshold_zero(activation):
-    z = torch.linspace(-9, 9, 101, dtype=DOUBLE)
-    torch.testing.assert_close(approximate_threshold(activation)(z, 0.0), z)
+@pytest.mark.parametrize("activation", EXACT + INEXACT)
+def test_all_but_elu_carry_what_they_do_not_threshold(activation):
+    z, T = torch.linspace(-45, 45, 901, dtype=DOUBLE), approximate_threshold(activation)
+    off = (T(z, 0.0) - z).abs().max().item()
+    assert T.carries == (activation != "elu")
+    assert off < ROUNDING if T.carries else 0.99 * T.eta < off <= T.eta
 
 
 def test_softplus_attains_its_largest_error_at_the_threshold():
@@ -163,11 +167,10 @@ def assert_theorem(y, dictionary, x, schedule, eta, **options):
 @pytest.mark.parametrize("activation", EXACT + INEXACT)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_theorem(activation, nonnegative, weighted):
-    """Some 15,000 problems in all: 2 dictionaries, 8 activations, 3 gains, with noise or not."""
-    A = RANDOM if weighted else D
-    W = analysis_weights(A) if weighted else None
-    s, count = certified_sparsity(A, W), 80
-    for i, (gain, sigma) in enumerate((t, e) for t in (3.0, 50.0, 2000.0) for e in (0.0, 0.02)):
+    """Some 6,000 problems in all: 2 dictionaries, 8 activations, 2 gains, with noise or not."""
+    A, W = (RANDOM, WEIGHTS) if weighted else (D, None)
+    s, count = certified_sparsity(A, W), 50
+    for i, (gain, sigma) in enumerate((t, e) for t in (3.0, 200.0) for e in (0.0, 0.02)):
         T = approximate_threshold(activation, gain, slope=0.2)
         schedule = threshold_schedule(A, s, 20, noise=sigma, W=W, eta=T.eta)
         x = codes(A.shape[1], s, count, seed=i)
@@ -272,11 +275,11 @@ def test_groups_count_their_own_row_sums():
 @pytest.mark.parametrize("activation", INEXACT)
 def test_the_floor_falls_like_one_over_the_gain(activation):
     gains, s = torch.tensor([30.0, 100, 300, 1000, 3000], dtype=DOUBLE), 2
-    x = codes(D.shape[1], s, 300, seed=5)[::3]  # all entries +-1
+    x = codes(D.shape[1], s, 150, seed=5)[::3]  # all entries +-1
     measured, bounds = [], []
     for gain in gains:
         T = approximate_threshold(activation, gain)
-        schedule = threshold_schedule(D, s, 60, eta=T.eta)
+        schedule = threshold_schedule(D, s, 40, eta=T.eta)
         found = scheduled_ista(x @ D.T, D, schedule.thresholds, threshold=T).codes
         measured.append((found - x).abs().max())
         bounds.append(schedule.errors[-1])

@@ -128,6 +128,12 @@ def test_incoherent_comes_near_the_welch_bound(m, n, factor):
     assert mu < mutual_coherence(gaussian(m, n, seed=0))
 
 
+def test_incoherent_does_not_need_the_gradients_of_its_caller():
+    with torch.no_grad():
+        D = incoherent(16, 24, iterations=20, seed=0)
+    assert torch.equal(D, incoherent(16, 24, iterations=20, seed=0)) and not D.requires_grad
+
+
 def test_incoherent_is_orthonormal_where_it_can_be():
     D = incoherent(8, 8, seed=0, dtype=DOUBLE)
     torch.testing.assert_close(D.T @ D, torch.eye(8, dtype=DOUBLE))

@@ -14,6 +14,7 @@ from dsclib.dictionaries import (
     incoherent,
     incoherent_conv,
 )
+from dsclib.networks import approximate_threshold
 from dsclib.operators import Conv1d, Conv2d, Dense
 from dsclib.pursuit import scheduled_ista
 from dsclib.theory import (
@@ -170,29 +171,35 @@ def measured(dictionaries, codes, errors, d, weights=None):
     return bounds, noise
 
 
-def worst_ratio(dictionaries, schedules, signals, codes, d=1, weights=None, nonnegative=False):
+def worst_ratio(
+    dictionaries, schedules, signals, codes, d=1, weights=None, nonnegative=False, inexact=None
+):
     """Run the layers one after the other; assert the theorem at every step of each.
 
-    Returns the largest error over bound.
+    ``inexact`` holds a threshold and its eta for every layer. Returns the largest error over
+    bound.
     """
     worst = 0.0
+    inexact = [(None, 0.0)] * len(dictionaries) if inexact is None else inexact
     weights = [None] * len(dictionaries) if weights is None else weights
     for first in range(0, len(signals), SPLIT):
         found = signals[first : first + SPLIT]
-        for D, W, schedule, x in zip(dictionaries, weights, schedules, codes):
+        for D, W, schedule, x, (T, eta) in zip(dictionaries, weights, schedules, codes, inexact):
             true = x[first : first + SPLIT]
             off = group_norms(true, d) == 0
 
-            def check(k, code, true=true, off=off, bounds=schedule.errors):
+            def check(k, code, true=true, off=off, bounds=schedule.errors, eta=eta):
                 nonlocal worst
                 false = torch.where(off, group_norms(code, d), 0.0).max()
-                assert false <= ROUNDING, f"false activation at step {k}"
+                assert false <= eta + ROUNDING, f"false activation at step {k}"
                 error = group_norms(code - true, d).max()
                 assert error <= bounds[k] + ROUNDING, f"bound broken at step {k}"
                 if k > 0 and bounds[k] > 1e-6:  # below, rounding is all there is to compare
                     worst = max(worst, (error / bounds[k]).item())
 
-            found = scheduled_ista(found, D, schedule.thresholds, W, d, nonnegative, check).codes
+            found = scheduled_ista(
+                found, D, schedule.thresholds, W, d, nonnegative, check, threshold=T
+            ).codes
     return worst
 
 
@@ -297,6 +304,59 @@ def test_a_layer_that_trusts_its_input_lets_wrong_atoms_in():
     assert (found[codes[1] == 0].abs() > 1e-3).any()
 
 
+# ---------------------------------------------------------------- inexact thresholds
+
+
+@pytest.mark.parametrize("activations", [("gelu", "elu", "softplus"), ("silu", "relu", "tanh")])
+@pytest.mark.parametrize("name", ["dense", "convolution"])
+@pytest.mark.parametrize("depth", [2, 3])
+def test_the_theorem_with_depth_and_other_activations(name, depth, activations):
+    """Errors off the support enter the next layer as well; each layer has an eta of its own."""
+    dictionaries, sparsity, d, lengths = MODELS[name]
+    dictionaries, sparsity = dictionaries[:depth], sparsity[:depth]
+    gen = torch.Generator().manual_seed(depth)
+    positions = lengths and lengths[depth - 1]
+    deepest = random_codes(dictionaries[-1], sparsity[-1], d, 300, positions, gen)
+    signals, codes, errors = deep_signals(dictionaries, deepest, 0.01, gen)
+    bounds, noise = measured(dictionaries, codes, errors, d)
+    for gain in (100.0, 1e4):
+        inexact = [approximate_threshold(name, gain) for name in activations[:depth]]
+        inexact = [(T, T.eta) for T in inexact]
+        eta = [eta for _, eta in inexact]
+        steps = (15, 11, 9)[:depth]
+        schedules = deep_schedule(dictionaries, sparsity, steps, bounds, noise, eta=eta)
+        ratio = worst_ratio(dictionaries, schedules, signals, codes, inexact=inexact)
+        assert 0.3 < ratio <= 1 + 1e-6
+
+
+def against(D, eta, strongest):
+    """Soft threshold, then the strongest leak on zeros that eta allows against one atom of D."""
+
+    def threshold(z, theta, nonnegative):
+        x = torch.sign(z) * (z.abs() - theta).clamp(min=0)
+        return torch.where(x == 0, eta * D[:, strongest].sign(), x + eta * x.sign())
+
+    return threshold
+
+
+def test_leaks_of_a_layer_enter_the_next_one_as_much_as_that():
+    """A first layer of no error but its leak, all of it against one atom of the next."""
+    eye, dense = torch.eye(24, dtype=DOUBLE), incoherent(24, 32, seed=0, dtype=DOUBLE)
+    eta, signal = (0.01, 0.0), torch.zeros(1, 24, dtype=DOUBLE)
+    strongest = dense.abs().sum(dim=0).argmax()
+    schedules = deep_schedule([eye, dense], (1, 1), 1, bounds=(0.0, 0.0), eta=eta)
+    delta, kappa = schedules[0].errors[-1].item(), dense.abs().max().item()
+    assert delta == pytest.approx(0.01)  # no overlap: nothing but the leak
+    reached = 0.01 * dense.abs().sum(dim=0).max().item()
+    assert schedules[1].thresholds.item() == pytest.approx(reached) and reached > kappa * delta
+    leak = against(dense, 0.01, strongest)
+    found = scheduled_ista(signal, eye, schedules[0].thresholds, threshold=leak).codes
+    assert (found @ dense)[0, strongest].item() == pytest.approx(reached)
+    for factor, allowed in (1.0, False), (0.95, True):
+        code = scheduled_ista(found, dense, factor * schedules[1].thresholds).codes
+        assert (code.abs().max() > ROUNDING) == allowed
+
+
 # ---------------------------------------------------------------- the numbers
 
 
@@ -338,12 +398,15 @@ def test_input_gain_of_an_operator_is_that_of_its_atoms():
             assert input_gain(op, active) == pytest.approx(input_gain(op.to_matrix(size), active))
 
 
+@pytest.mark.parametrize("leaks", [0.0, (0.003, 0.0, 0.001)])
 @pytest.mark.parametrize("name", CHAINS)
-def test_the_deep_bound_is_its_closed_form(name):
+def test_the_deep_bound_is_its_closed_form(name, leaks):
     dictionaries, sparsity, d, _ = MODELS[name]
     steps, bounds, noise = (9, 7, 30), (1.5, 1.2, 0.9), (0.02, 0.01, 0.03)
-    delta = deep_error_bound(dictionaries, sparsity, steps, bounds, noise, group_size=d)
-    schedules = deep_schedule(dictionaries, sparsity, steps, bounds, noise, group_size=(d, d, d))
+    given = dictionaries, sparsity, steps, bounds, noise, None
+    delta = deep_error_bound(*given, d, leaks)
+    schedules = deep_schedule(*given, (d, d, d), leaks)
+    leaks = leaks or (0.0, 0.0, 0.0)
     assert delta.shape == (3,) and delta.dtype == DOUBLE
     before = 0.0
     for j, (D, s, K, B, eta, schedule) in enumerate(
@@ -362,11 +425,15 @@ def test_the_deep_bound_is_its_closed_form(name):
         # the convolutions see 4 positions, of which 3 lie in a stripe: two stripes
         active = sparsity[j - 1] * (2 if name == "convolution" else 1)
         kappa = gains.sort(dim=0, descending=True).values[:active].sum(dim=0).max().item()
-        sigma = eta + (kappa * before if j else 0)
-        expected = rho**K * B + 2 * sigma * (1 - rho**K) / (1 - rho)
+        total = gains.sum(dim=0).max().item()
+        sigma = eta + (kappa * before + (total - kappa) * leaks[j - 1] if j else 0)
+        nu = mu[-2]  # all other groups
+        each = 2 * (sigma + nu * leaks[j]) + leaks[j]
+        expected = rho**K * B + each * (1 - rho**K) / (1 - rho)
         assert delta[j].item() == pytest.approx(expected, rel=1e-12)
         assert schedule.errors[-1] == delta[j] and schedule.thresholds.shape == (K,)
-        assert schedule.thresholds[0].item() == pytest.approx(mu[s] * B + sigma, rel=1e-12)
+        first = mu[s] * B + nu * leaks[j] + sigma
+        assert schedule.thresholds[0].item() == pytest.approx(first, rel=1e-12)
         before = delta[j].item()
 
 
@@ -441,6 +508,8 @@ CONV = Conv1d(torch.eye(2), 2)
         (lambda: deep_schedule([EYE, EYE], (1, 1), (5,)), "steps has 1 entries"),
         (lambda: deep_schedule([EYE, EYE], (1, 1), 5, (1, -1)), "layer 2: bound = -1"),
         (lambda: deep_schedule([EYE, EYE], (1, 1), 5, 1, -0.1), "layer 1: noise = -0.1"),
+        (lambda: deep_schedule([EYE, EYE], (1, 1), 5, eta=(0.1, -0.1)), "layer 2: eta = -0.1"),
+        (lambda: deep_schedule([EYE, EYE], (1, 1), 5, eta=[0.1]), "eta has 1 entries, expected 2"),
         (lambda: deep_schedule([EYE, EYE], (1, 1), 5, weights=[EYE]), "weights has 1 entries"),
         (
             lambda: deep_schedule([EYE, EYE], (1, 1), 5, weights=[None, 2 * EYE]),
