@@ -58,8 +58,8 @@ class OffsetConvolution(nn.Module):
 
     Parameters
     ----------
-    kernel : tensor, shape (C, C, *taps)
-        W'D.
+    kernel : tensor, shape (C, C, K) or (C, C, K1, K2)
+        W'D, an odd number of taps an axis.
     mode : {"circular", "zeros"}
         What lies beyond the boundary.
     """
