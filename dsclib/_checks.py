@@ -76,15 +76,15 @@ def as_dictionary(D, name: str = "D", *, unit: bool = False) -> Tensor:
     return D
 
 
-def as_signals(Y, D: Tensor, name: str = "Y") -> Tensor:
-    """Return ``Y`` as a batch (B, m) of signals for the dictionary ``D`` (m, n)."""
+def as_signals(Y, D: Tensor, name: str = "Y", dictionary: str = "D") -> Tensor:
+    """Return ``Y`` as a batch (B, m) of signals for the dictionary ``D`` (m, n), by its name."""
     Y = as_tensor(Y, name, "(B, m)", like=D)
-    match(Y, D, name, "D")
+    match(Y, D, name, dictionary)
     if Y.shape[1] != D.shape[0]:
         hint = f"pass {name}.T" if Y.shape[0] == D.shape[0] else "check which axis is which"
         raise ValueError(
-            f"{name} has shape {tuple(Y.shape)}, expected (B, {D.shape[0]}) since D has "
-            f"{D.shape[0]} rows; signals are rows of a batch: {hint}"
+            f"{name} has shape {tuple(Y.shape)}, expected (B, {D.shape[0]}) since "
+            f"{dictionary} has {D.shape[0]} rows; signals are rows of a batch: {hint}"
         )
     return Y
 
