@@ -16,9 +16,16 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ._checks import as_choice, as_count, as_dictionary, as_groups, as_number, as_signals, as_tensor
-from ._checks import match
-from ._solution import group_norms
+from ._checks import (
+    as_choice,
+    as_count,
+    as_dictionary,
+    as_number,
+    as_signals,
+    as_tensor,
+    match,
+)
+from ._solution import group_norms, objective
 from ._starts import data_start, kmeans_start, nearby_start, pca_start
 from .dictionaries import group_orthonormal
 from .proximal import group_soft_threshold, soft_threshold
@@ -42,7 +49,7 @@ class GroupSparseAutoencoder(nn.Module):
 
     and with K > 1 steps of accelerated thresholding :cite:p:`beck2009fast` on
     :math:`\tfrac12 \|y - W x\|_2^2 + \lambda \sum_g \|x_g\|_2`, L the largest eigenvalue of
-    :math:`W^\top W`,
+    :math:`W^\top W` (held fixed in gradients),
 
     .. math:: x^{k+1} = T_{\lambda/L}\bigl(z^k + \tfrac1L W^\top (y - W z^k)\bigr), \qquad
               z^k = x^k + \frac{t_k - 1}{t_{k+1}} (x^k - x^{k-1}), \qquad x^0 = 0.
@@ -141,7 +148,7 @@ class GroupSparseAutoencoder(nn.Module):
 
     def encode(self, y) -> Tensor:
         """Codes (B, n) of the signals ``y`` (B, m)."""
-        W = as_dictionary(self.weight, "weight")
+        W = self._atoms()
         correlations = as_signals(y, W, "y", "weight") @ W
         if self.steps == 1:
             return self._threshold(correlations, self.lam)
@@ -165,11 +172,25 @@ class GroupSparseAutoencoder(nn.Module):
                 f"codes has shape {tuple(codes.shape)}, expected (B, {self.weight.shape[1]}): "
                 "one column an atom"
             )
-        return codes @ self.weight.T
+        return codes @ self._atoms().T
 
     def loss(self, y) -> Tensor:
-        r"""Mean of :math:`\tfrac12 \|y - \hat y\|_2^2` over the signals ``y`` (B, m)."""
+        r"""What to minimise over W: a mean over the signals ``y`` (B, m).
+
+        One step: :math:`\tfrac12 \|y - \hat y\|_2^2`. More: the :meth:`objective` of the codes.
+        """
+        if self.steps > 1:
+            return self.objective(y, self.encode(y))
         return (as_signals(y, self.weight, "y", "weight") - self(y)).square().sum(dim=1).mean() / 2
+
+    def objective(self, y, codes) -> Tensor:
+        r"""Mean of :math:`\tfrac12 \|y - W x\|_2^2 + \lambda \sum_g \|x_g\|_2` over a batch.
+
+        ``y`` is (B, m), ``codes`` (B, n). Codes computed under ``torch.no_grad()`` are held fixed:
+        a cheaper gradient, and the same where they minimise this (envelope theorem).
+        """
+        residual = as_signals(y, self.weight, "y", "weight") - self.decode(codes)
+        return objective(residual, codes, self.lam, self.group_size).mean()
 
     @torch.no_grad()
     def active_groups(self, y) -> Tensor:
@@ -186,7 +207,8 @@ class GroupSparseAutoencoder(nn.Module):
         (nonnegative codes: of the positive part) is largest; one that is zero, to group 0.
         """
         strength = group_norms(self.encode(y), self.group_size)
-        correlations = as_signals(y, self.weight, "y", "weight") @ self.weight
+        W = self._atoms()
+        correlations = as_signals(y, W, "y", "weight") @ W
         fallback = group_norms(self._threshold(correlations, 0.0), self.group_size)
         silent = (strength == 0).all(dim=1, keepdim=True)
         return torch.where(silent, fallback, strength).argmax(dim=1)
@@ -215,6 +237,16 @@ class GroupSparseAutoencoder(nn.Module):
             f"lam={self.lam:g}, steps={self.steps}, columns={self.columns!r}"
             + (", nonnegative=True" if self.nonnegative else "")
         )
+
+    def _atoms(self) -> Tensor:
+        """W on its constraint, so that gradients are tangent to it; W itself once projected."""
+        W = as_dictionary(self.weight, "weight")
+        if self.columns == "unit":
+            return W / W.norm(dim=0).clamp(min=torch.finfo(W.dtype).tiny)
+        if self.columns == "orthonormal":  # one step of Newton's iteration for the polar factor
+            blocks = W.unflatten(1, (-1, self.group_size)).transpose(0, 1)
+            return (1.5 * blocks - 0.5 * blocks @ (blocks.mT @ blocks)).transpose(0, 1).flatten(1)
+        return W
 
     def _threshold(self, z: Tensor, t) -> Tensor:
         if self.nonnegative:

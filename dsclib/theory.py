@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ._chain import as_chain
 from ._checks import as_count, as_groups, as_number, per_layer
+from ._interval import SupportInterval, support_interval
 from .guarantees import (
     Schedule,
     certified_sparsity,
@@ -34,9 +35,11 @@ from .operators import Conv1d, Conv2d, Dense
 
 __all__ = [
     "Schedule",
+    "SupportInterval",
     "rate",
     "threshold_schedule",
     "certified_sparsity",
+    "support_interval",
     "input_gain",
     "deep_schedule",
     "deep_error_bound",
