@@ -12,10 +12,10 @@ from torch import Tensor
 from . import theory
 from ._chain import as_chain, weights_of
 from ._checks import as_count, as_groups, as_number, as_tensor, generator, per_layer
-from ._solution import group_norms
 from .codes import keep_largest, local_codes, sparse_codes
 from .coherence import cumulative_coherence
 from .operators import Conv1d, Conv2d, Dense
+from .proximal import group_norms
 
 
 class Sample(NamedTuple):

@@ -46,8 +46,8 @@ def scheduled_ista(
     group_size : int
         Entries a group; 1 is the soft threshold, and all that a convolution allows.
     nonnegative : bool
-        Use :math:`\operatorname{ReLU}(z - \theta_k)`, for codes known to be nonnegative; only
-        with ``group_size = 1``.
+        For codes known to be nonnegative: :math:`\operatorname{ReLU}(z - \theta_k)`, of groups
+        :math:`GS_{\theta_k}(\operatorname{ReLU}(z))`. The theorem covers both.
     callback : callable, optional
         ``callback(k, codes)`` for k = 0, ..., K, with detached codes.
     threshold : callable, optional
@@ -65,8 +65,8 @@ def scheduled_ista(
     ------
     ValueError
         If shapes do not match, numbers are not finite, a threshold is negative, or
-        ``group_size`` does not divide n or is not 1 for nonnegative codes, a convolution or
-        a ``threshold`` of your own, which must be callable and keep the shape of its input.
+        ``group_size`` does not divide n or is not 1 for a convolution or a ``threshold`` of
+        your own, which must be callable and keep the shape of its input.
     """
     if isinstance(D, Conv1d | Conv2d):
         Y, x, synthesize, analyze, d = _convolutions(Y, D, W, group_size)
@@ -77,11 +77,6 @@ def scheduled_ista(
         raise ValueError(
             f"thresholds go down to {thresholds.min().item():.4g}, expected all >= 0: "
             "a threshold is how much the iteration shrinks"
-        )
-    if nonnegative and d > 1:
-        raise ValueError(
-            f"group_size = {d} with nonnegative=True, expected 1: a group has no sign, "
-            "use group_size=1 or nonnegative=False"
         )
     if threshold is not None and (d > 1 or not callable(threshold)):
         raise ValueError(
@@ -99,10 +94,10 @@ def scheduled_ista(
         z = x + analyze(residual)
         if threshold is not None:
             x = _shaped_like(z, threshold(z, theta, nonnegative=nonnegative))
-        elif nonnegative:
-            x = nonnegative_soft_threshold(z, theta)
+        elif d > 1:
+            x = group_soft_threshold(z.relu() if nonnegative else z, theta, d)
         else:
-            x = soft_threshold(z, theta) if d == 1 else group_soft_threshold(z, theta, d)
+            x = (nonnegative_soft_threshold if nonnegative else soft_threshold)(z, theta)
 
 
 def _shaped_like(z: Tensor, x) -> Tensor:

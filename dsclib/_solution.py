@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ._checks import as_count, as_dictionary, as_number, as_signals, as_tensor, match
+from .proximal import group_norms
 
 _CHECK_EVERY = 10  # iterations between two looks at the gap, which costs half an iteration
 
@@ -57,11 +58,6 @@ def as_codes(codes, Y: Tensor, D: Tensor, name: str) -> Tensor:
             "one row for every signal in Y, one column for every atom of D"
         )
     return codes
-
-
-def group_norms(codes: Tensor, group_size: int) -> Tensor:
-    """Lengths (..., G) of the groups of ``codes`` (..., n)."""
-    return codes.abs() if group_size == 1 else codes.unflatten(-1, (-1, group_size)).norm(dim=-1)
 
 
 def objective(residual: Tensor, codes: Tensor, lam: float, group_size: int = 1) -> Tensor:

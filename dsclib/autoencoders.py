@@ -25,10 +25,10 @@ from ._checks import (
     as_tensor,
     match,
 )
-from ._solution import group_norms, objective
+from ._solution import objective
 from ._starts import data_start, kmeans_start, nearby_start, pca_start
 from .dictionaries import group_orthonormal
-from .proximal import group_soft_threshold, soft_threshold
+from .proximal import group_norms, group_soft_threshold, soft_threshold
 
 __all__ = [
     "GroupSparseAutoencoder",

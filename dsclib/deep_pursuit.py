@@ -16,9 +16,14 @@ from torch import Tensor
 
 from ._checks import as_count, as_number, as_tensor, match, per_layer
 from ._deep_model import DeepSparseModel
-from ._solution import Solution, group_norms
+from ._solution import Solution
 from .operators import Dense
-from .proximal import group_soft_threshold, nonnegative_soft_threshold, soft_threshold
+from .proximal import (
+    group_norms,
+    group_soft_threshold,
+    nonnegative_soft_threshold,
+    soft_threshold,
+)
 
 
 def layered_thresholding(

@@ -174,6 +174,33 @@ def group_soft_threshold(z, t, group_size: int) -> Tensor:
     return (groups * scale.unsqueeze(-1)).flatten(-2)
 
 
+def group_norms(z, group_size: int) -> Tensor:
+    r"""Lengths of the groups of a code.
+
+    .. math:: \|z_g\|_2, \qquad g = 1, \dots, G
+
+    Parameters
+    ----------
+    z : tensor, shape (..., n)
+        Codes, n = G * group_size.
+    group_size : int
+        Entries a group; must divide n. With 1 these are the magnitudes.
+
+    Returns
+    -------
+    Tensor, shape (..., G)
+        In the units of ``z``. The derivative at a group of zeros is zero.
+
+    Raises
+    ------
+    ValueError
+        If ``z`` is not finite or ``group_size`` does not divide n.
+    """
+    z = _as_codes(z)
+    d = as_groups(z.shape[-1], group_size, "entries of z")
+    return z.abs() if d == 1 else z.unflatten(-1, (-1, d)).norm(dim=-1)
+
+
 def group_hard_threshold(z, t, group_size: int) -> Tensor:
     r"""Group hard threshold: keep the groups longer than ``t``, drop the others.
 

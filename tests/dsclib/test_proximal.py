@@ -10,6 +10,7 @@ from scipy.optimize import minimize
 
 from dsclib.proximal import (
     group_hard_threshold,
+    group_norms,
     group_soft_threshold,
     hard_threshold,
     nonnegative_soft_threshold,
@@ -238,3 +239,17 @@ Z = torch.zeros(2, 6)
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_group_norms_are_lengths_with_a_derivative_everywhere():
+    z = torch.tensor([[3.0, 4.0, 0.0, 0.0], [0.0, -1.0, 2.0, -2.0]], dtype=torch.float64)
+    z.requires_grad_()
+    lengths = group_norms(z, 2)
+    assert torch.allclose(lengths, torch.tensor([[5, 0], [1, 8**0.5]], dtype=torch.float64))
+    assert torch.equal(group_norms(z, 1), z.abs())
+    lengths.sum().backward()
+    assert torch.equal(z.grad[0, 2:], torch.zeros(2)) and torch.allclose(
+        z.grad[0, :2], torch.tensor([0.6, 0.8], dtype=torch.float64)
+    )
+    with pytest.raises(ValueError, match="does not divide the 4 entries"):
+        group_norms(z, 3)

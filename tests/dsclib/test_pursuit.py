@@ -356,7 +356,7 @@ def test_unrolled_iterations_are_differentiable(solver):
     assert s.codes.requires_grad and not s.history.requires_grad and not s.gap.requires_grad
 
 
-@pytest.mark.parametrize("d, nonnegative", [(1, False), (2, False), (1, True)])
+@pytest.mark.parametrize("d, nonnegative", [(1, False), (2, False), (1, True), (2, True)])
 def test_scheduled_ista_is_differentiable(d, nonnegative):
     Y, D, W = normal(2, 4), gaussian(4, 6), gaussian(4, 6, seed=7)
     thresholds = torch.tensor([0.3, 0.2, 0.1], dtype=torch.float64)
@@ -585,7 +585,6 @@ CONV = Conv1d(filters(2, 4), 2)
         (lambda: scheduled_ista(Y, D, [0.1, -0.1]), "thresholds go down to -0.1"),
         (lambda: scheduled_ista(Y, D, [0.1], D.T), r"W has shape \(6, 4\)"),
         (lambda: scheduled_ista(Y, D, [0.1], group_size=4), "group_size = 4"),
-        (lambda: scheduled_ista(Y, D, [0.1], None, 2, True), "nonnegative=True"),
         (lambda: scheduled_ista(Y, D, [0.1], CONV), "W is a Conv1d"),
         (lambda: scheduled_ista(Y, CONV, [0.1], D), r"W is a Tensor, expected a Conv1d\(\(2, 4\)"),
         (

@@ -57,6 +57,7 @@ CASES = {
     "weighted nonnegative": (RANDOM, analysis_weights(RANDOM), 1, True),
     "group": (GROUPS, None, 3, False),
     "group weighted": (GROUPS, group_weights(), 3, False),
+    "group nonnegative": (GROUPS, None, 3, True),
 }
 
 
@@ -66,7 +67,7 @@ def group_norms(x, d):
 
 def shrink(z, t, d, nonnegative):
     if nonnegative:
-        return (z - t).clamp(min=0)
+        z = z.clamp(min=0)
     groups = z.unflatten(-1, (-1, d))
     lengths = groups.norm(dim=-1, keepdim=True)
     return torch.where(lengths > t, groups * (1 - t / lengths), 0.0).flatten(-2)
