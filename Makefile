@@ -56,8 +56,8 @@ bench: $(INSTALLED)
 	@$(BIN)/python benchmarks/lasso.py
 
 lint: $(INSTALLED)
-	@$(BIN)/ruff check dsclib tests benchmarks _ext
-	@$(BIN)/ruff format --check dsclib tests benchmarks _ext
+	@$(BIN)/ruff check dsclib tests benchmarks experiments _ext
+	@$(BIN)/ruff format --check dsclib tests benchmarks experiments _ext
 
 # A fresh environment from requirements.txt alone; its versions become the lock.
 lock:

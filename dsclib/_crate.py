@@ -1,4 +1,4 @@
-"""The two halves of a CRATE block: attention in subspaces and one step of ISTA."""
+"""A CRATE block and its two halves: attention in subspaces and one step of ISTA."""
 
 from __future__ import annotations
 
@@ -126,6 +126,48 @@ class IstaLayer(nn.Module):
     def objective(self, x: Tensor, z: Tensor) -> Tensor:
         r"""Values (B, T) of :math:`\tfrac12 \|z - D x\|^2 + \lambda \sum_i x_i`."""
         return (z - x @ self.D.T).square().sum(-1) / 2 + self.lam * x.sum(-1)
+
+
+class CrateBlock(nn.Module):
+    """Attention with its residual, then a step of ISTA without; both read normalised tokens.
+
+    Parameters
+    ----------
+    width, heads : int
+        Features of a token; heads, a divisor of ``width``.
+    step, lam, tied : float, float, bool
+        See :class:`IstaLayer` and :class:`SubspaceAttention`.
+
+    Attributes
+    ----------
+    attention : SubspaceAttention
+    features : IstaLayer
+        What it answers are the features of the block, and its tokens.
+
+    Raises
+    ------
+    ValueError
+        If ``heads`` does not divide ``width`` or a number is out of its range; called on tokens
+        of another width.
+    """
+
+    def __init__(self, width: int, heads: int, step: float, lam: float, tied: bool):
+        super().__init__()
+        heads = as_heads(heads, width)
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.attention = SubspaceAttention(width, heads, tied)
+        self.features = IstaLayer(width, step, lam)
+
+    def attend(self, z: Tensor) -> Tensor:
+        """Attention (B, heads, T, T) of the tokens ``z`` (B, T, width)."""
+        as_tokens(z, len(self.norms[0].weight))
+        return self.attention.weights(self.norms[0](z))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Tokens (B, T, width) after the block."""
+        as_tokens(z, len(self.norms[0].weight))
+        z = z + self.attention(self.norms[0](z))
+        return self.features(self.norms[1](z))
 
 
 def as_heads(heads: int, width: int) -> int:
