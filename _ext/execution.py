@@ -48,7 +48,8 @@ def fingerprint(root: Path) -> str:
     from dsclib.datasets import fashion_mnist_on_disk
 
     digest = hashlib.sha256()
-    for path in sorted([*root.glob("dsclib/**/*.py"), root / "constraints.txt", Path(__file__)]):
+    sources = [*root.glob("dsclib/**/*.py"), *root.glob("chapters/*/*.json")]
+    for path in sorted([*sources, root / "constraints.txt", Path(__file__)]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     digest.update(str(fashion_mnist_on_disk()).encode())
     return digest.hexdigest()

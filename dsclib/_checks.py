@@ -194,3 +194,20 @@ def generator(seed, device="cpu") -> torch.Generator | None:
     if seed is None:
         return None
     return torch.Generator(device=device).manual_seed(as_count(seed, "seed", at_least=0))
+
+
+def as_labels(x, name: str) -> Tensor:
+    """Return ``x`` as int64 labels (N,) on the CPU."""
+    try:
+        labels = torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x))
+    except (TypeError, ValueError) as err:
+        raise ValueError(
+            f"{name} is a {type(x).__name__} that cannot become a tensor ({err}), expected "
+            "integers (N,): number the classes first"
+        ) from None
+    if labels.is_floating_point() or labels.is_complex() or labels.ndim != 1 or not len(labels):
+        raise ValueError(
+            f"{name} has dtype {labels.dtype} and shape {tuple(labels.shape)}, expected integers "
+            f"(N,), N >= 1: use {name}.long() or flatten it"
+        )
+    return labels.detach().cpu().long()

@@ -44,7 +44,7 @@ def data_start(Y, n_groups: int, group_size: int = 1, *, seed: int | None = None
     ValueError
         If fewer than G or fewer than d signals are nonzero.
     """
-    Y, G, d = _as_data(Y, n_groups, group_size)
+    Y, G, d = as_data(Y, n_groups, group_size)
     lengths = Y.norm(dim=1, keepdim=True)
     units = (Y / lengths.clamp(min=torch.finfo(Y.dtype).tiny))[lengths[:, 0] > 0]
     if len(units) < max(G, d):
@@ -78,14 +78,14 @@ def kmeans_start(Y, n_groups: int, group_size: int = 1, *, seed: int | None = No
     ValueError
         If there are fewer than G signals, or d is larger than m.
     """
-    Y, G, d = _as_data(Y, n_groups, group_size, orthonormal=True)
-    random, groups = _numpy_generator(seed), []
+    Y, G, d = as_data(Y, n_groups, group_size, orthonormal=True)
+    random, groups = numpy_generator(seed), []
     for members in _clusters(Y, G, random):
         parts = _clusters(members, min(d, len(members)), random) if len(members) else []
         centres = [part.mean(dim=0) for part in parts if len(part)]
         units = [c / c.norm() for c in centres if c.norm() > 0]
         columns = torch.stack(units, dim=1) if units else Y.new_zeros(Y.shape[1], 0)
-        groups.append(_complete(columns, d, Y))
+        groups.append(complete(columns, d, Y))
     return torch.hstack(groups)
 
 
@@ -113,9 +113,9 @@ def pca_start(Y, n_groups: int, group_size: int = 1, *, seed: int | None = None)
     ValueError
         If there are fewer than G signals, or d is larger than m.
     """
-    Y, G, d = _as_data(Y, n_groups, group_size, orthonormal=True)
-    clusters = _clusters(Y, G, _numpy_generator(seed))
-    return torch.hstack([_complete(_directions(members, d), d, Y) for members in clusters])
+    Y, G, d = as_data(Y, n_groups, group_size, orthonormal=True)
+    clusters = _clusters(Y, G, numpy_generator(seed))
+    return torch.hstack([complete(directions(members, d), d, Y) for members in clusters])
 
 
 @torch.no_grad()
@@ -156,7 +156,7 @@ def nearby_start(D, distance: float, group_size: int = 1, *, seed: int | None = 
     return D + distance * U.to(D)
 
 
-def _as_data(Y, n_groups, group_size, orthonormal: bool = False) -> tuple[Tensor, int, int]:
+def as_data(Y, n_groups, group_size, orthonormal: bool = False) -> tuple[Tensor, int, int]:
     Y = as_tensor(Y, "Y", "(B, m)").detach()
     G, d = as_count(n_groups, "n_groups"), as_count(group_size, "group_size")
     if len(Y) < G:
@@ -177,7 +177,7 @@ def _fits(d: int, m: int) -> None:
         )
 
 
-def _numpy_generator(seed) -> np.random.RandomState:
+def numpy_generator(seed) -> np.random.RandomState:
     """Randomness for scikit-learn; without a seed it is drawn from torch's default generator."""
     if seed is None:
         seed = int(torch.randint(2**31, ()))
@@ -193,7 +193,7 @@ def _clusters(Y: Tensor, k: int, random: np.random.RandomState) -> list[Tensor]:
     return [Y[labels == g] for g in range(k)]
 
 
-def _directions(Y: Tensor, d: int) -> Tensor:
+def directions(Y: Tensor, d: int) -> Tensor:
     """Up to d orthonormal directions (m, r) along which signals (B, m) are longest."""
     m = Y.shape[1]
     gram = (Y.double().T @ Y.double()).cpu().numpy()
@@ -203,7 +203,7 @@ def _directions(Y: Tensor, d: int) -> Tensor:
     return (V * torch.where(Y.double().sum(dim=0) @ V < 0, -1.0, 1.0)).to(Y.dtype)
 
 
-def _complete(columns: Tensor, d: int, Y: Tensor) -> Tensor:
+def complete(columns: Tensor, d: int, Y: Tensor) -> Tensor:
     """``columns`` (m, r), and d - r directions of the signals ``Y`` orthogonal to all others.
 
     Of an orthonormal basis, some vector is at least 1/sqrt(m) away from any smaller subspace.

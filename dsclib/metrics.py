@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ._checks import as_dictionary, as_groups, as_number, as_tensor, match
+from ._checks import as_dictionary, as_groups, as_labels, as_number, as_tensor, match
 
 
 class SupportRecovery(NamedTuple):
@@ -265,7 +264,7 @@ def clustering_accuracy(truth, labels) -> float:
     ValueError
         If the labels are not integers, not (N,), empty, or of different lengths.
     """
-    truth, labels = _as_labels(truth, "truth"), _as_labels(labels, "labels")
+    truth, labels = as_labels(truth, "truth"), as_labels(labels, "labels")
     if len(truth) != len(labels):
         raise ValueError(
             f"labels has length {len(labels)}, expected {len(truth)} since truth has that many: "
@@ -331,20 +330,3 @@ def _as_pair(a, b, name_a: str, name_b: str) -> tuple[Tensor, Tensor]:
     b = as_tensor(b, name_b, like=a)
     match(a, b, name_a, name_b)
     return a, b
-
-
-def _as_labels(x, name: str) -> Tensor:
-    """Return ``x`` as int64 labels (N,) on the CPU."""
-    try:
-        labels = torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x))
-    except (TypeError, ValueError) as err:
-        raise ValueError(
-            f"{name} is a {type(x).__name__} that cannot become a tensor ({err}), expected "
-            "integers (N,): number the classes first"
-        ) from None
-    if labels.is_floating_point() or labels.is_complex() or labels.ndim != 1 or not len(labels):
-        raise ValueError(
-            f"{name} has dtype {labels.dtype} and shape {tuple(labels.shape)}, expected integers "
-            f"(N,), N >= 1: use {name}.long() or flatten it"
-        )
-    return labels.detach().cpu().long()
