@@ -74,6 +74,14 @@ def test_claims_are_asserted(path):
 
 
 @each
+def test_fences_stand_alone(path):
+    """A fence that closes at the end of a line of text does not close."""
+    for cell in read(path).cells:
+        if cell.cell_type == "markdown":
+            assert not re.search(r"^[^`\n]+`{3,}[ ]*$", cell.source, re.M)
+
+
+@each
 def test_has_slider_exercises_and_summary(path):
     whole = "\n".join(cell.source for cell in read(path).cells)
     assert "explore(" in whole
