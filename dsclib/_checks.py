@@ -211,3 +211,14 @@ def as_labels(x, name: str) -> Tensor:
             f"(N,), N >= 1: use {name}.long() or flatten it"
         )
     return labels.detach().cpu().long()
+
+
+def as_pair(a, b, name_a: str, name_b: str) -> tuple[Tensor, Tensor]:
+    """Two tensors of one dtype and device; one that is no tensor yet follows the other."""
+    if isinstance(b, Tensor) and not isinstance(a, Tensor):
+        b, a = as_pair(b, a, name_b, name_a)
+        return a, b
+    a = as_tensor(a, name_a)
+    b = as_tensor(b, name_b, like=a)
+    match(a, b, name_a, name_b)
+    return a, b

@@ -14,7 +14,20 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ._checks import as_dictionary, as_groups, as_labels, as_number, as_tensor, match
+from ._checks import as_dictionary, as_labels, as_number, as_pair
+from ._evaluation import batches_of, evaluating
+from ._subspaces import principal_angle, subspace_recovery
+
+__all__ = [
+    "SupportRecovery",
+    "accuracy",
+    "atom_recovery",
+    "clustering_accuracy",
+    "principal_angle",
+    "psnr",
+    "subspace_recovery",
+    "support_recovery",
+]
 
 
 class SupportRecovery(NamedTuple):
@@ -54,7 +67,7 @@ def support_recovery(codes, truth, tol: float = 0.0) -> SupportRecovery:
     ValueError
         If the shapes differ, there is no batch axis, or ``tol`` is negative.
     """
-    codes, truth = _as_pair(codes, truth, "codes", "truth")
+    codes, truth = as_pair(codes, truth, "codes", "truth")
     if codes.shape != truth.shape or codes.ndim < 2:
         raise ValueError(
             f"codes has shape {tuple(codes.shape)} and truth {tuple(truth.shape)}, expected the "
@@ -95,7 +108,7 @@ def atom_recovery(D, truth) -> Tensor:
     ValueError
         If the atoms differ in length, D has fewer atoms than truth, or a true atom is zero.
     """
-    D, truth = _as_pair(D, truth, "D", "truth")
+    D, truth = as_pair(D, truth, "D", "truth")
     D, truth = as_dictionary(D), as_dictionary(truth, "truth")
     if D.shape[0] != truth.shape[0] or D.shape[1] < truth.shape[1]:
         raise ValueError(
@@ -113,132 +126,6 @@ def atom_recovery(D, truth) -> Tensor:
     cosines = ((truth / lengths).mT @ (D / D.norm(dim=0).clamp_min(tiny))).abs()
     rows, columns = linear_sum_assignment(cosines.detach().cpu().numpy(), maximize=True)
     return cosines[torch.from_numpy(rows), torch.from_numpy(columns)].clamp(max=1.0)
-
-
-def principal_angle(A, B) -> Tensor:
-    r"""Largest principal angle between two column spaces.
-
-    .. math:: \theta = \operatorname{atan2}\bigl(\|(I - Q_A Q_A^\top) Q_B\|_2,\;
-              \sigma_{\min}(Q_A^\top Q_B)\bigr)
-
-    with orthonormal bases :math:`Q_A, Q_B`, the second no wider than the first. The sine is
-    accurate for small angles, the cosine for large ones :cite:p:`bjorck1973numerical`, and the
-    arctangent of both for all.
-
-    Parameters
-    ----------
-    A : tensor, shape (..., m, p)
-        Linearly independent columns; leading axes are a batch.
-    B : tensor, shape (..., m, q)
-        Likewise; the leading axes broadcast. For p != q the min(p, q) angles between the
-        smaller space and the larger one are meant.
-
-    Returns
-    -------
-    Tensor, shape (...)
-        Radians, from 0 (one space holds the other) to pi/2.
-
-    Raises
-    ------
-    ValueError
-        If the shapes do not fit, or the columns are linearly dependent.
-    """
-    A, B = _as_pair(A, B, "A", "B")
-    for x, name in ((A, "A"), (B, "B")):
-        if x.ndim < 2 or 0 in x.shape:
-            raise ValueError(
-                f"{name} has shape {tuple(x.shape)}, expected (..., m, p) with no empty axis: "
-                f"for a single vector use {name}[:, None]"
-            )
-        values = torch.linalg.svdvals(x.detach())
-        least = values[..., -1] / values[..., 0].clamp_min(torch.finfo(x.dtype).tiny)
-        bound = max(x.shape[-2:]) * torch.finfo(x.dtype).eps
-        if x.shape[-1] > x.shape[-2] or (least <= bound).any():
-            raise ValueError(
-                f"{name} with shape {tuple(x.shape)} has linearly dependent columns, expected "
-                "a basis of each column space: drop the columns that add nothing"
-            )
-    try:
-        batch = torch.broadcast_shapes(A.shape[:-2], B.shape[:-2])
-    except RuntimeError:
-        batch = None
-    if batch is None or A.shape[-2] != B.shape[-2]:
-        raise ValueError(
-            f"A has shape {tuple(A.shape)} and B {tuple(B.shape)}, expected (..., m, p) and "
-            "(..., m, q) with one m and leading axes that broadcast: check which axis is which"
-        )
-    if A.shape[-1] < B.shape[-1]:
-        A, B = B, A
-    A, B = torch.linalg.qr(A).Q, torch.linalg.qr(B).Q
-    inner = A.mT @ B
-    sine = torch.linalg.svdvals(B - A @ inner)[..., 0]
-    return torch.atan2(sine, torch.linalg.svdvals(inner)[..., -1])
-
-
-def subspace_recovery(W, truth, group_size: int) -> Tensor:
-    r"""Match learned groups of atoms with true ones, one to one, and measure what is missed.
-
-    .. math:: \theta_g = \max_{u \in \operatorname{span} D_g}
-              \angle\bigl(u, \operatorname{span} W_{\pi(g)}\bigr), \qquad
-              \pi = \arg\max_{\pi \text{ injective}} \textstyle\sum_g \cos^2 \theta_g
-
-    the largest :func:`principal_angle` of a group and its partner: groups are known up to their
-    order and a basis of each only :cite:p:`theodosis2021convergence`.
-
-    Parameters
-    ----------
-    W : tensor, shape (m, n')
-        Learned atoms, n' >= n; groups are neighbouring columns. A group whose columns are
-        dependent spans less than a true one and misses a direction of it: pi/2.
-    truth : tensor, shape (m, n)
-        True atoms, independent inside each group.
-    group_size : int
-        Atoms of a group, in both.
-
-    Returns
-    -------
-    Tensor, shape (G,)
-        Radians from 0 to pi/2, in the order of the groups of ``truth``; not differentiable.
-
-    Raises
-    ------
-    ValueError
-        If the shapes do not fit, ``group_size`` does not divide them, W has fewer groups than
-        truth, or a true group has dependent columns.
-    """
-    W, truth = _as_pair(W, truth, "W", "truth")
-    W, truth = as_dictionary(W).detach(), as_dictionary(truth, "truth").detach()
-    d = as_groups(truth.shape[1], group_size, "atoms of truth")
-    as_groups(W.shape[1], d, "atoms of W")
-    if W.shape[0] != truth.shape[0] or W.shape[1] < truth.shape[1]:
-        raise ValueError(
-            f"W has shape {tuple(W.shape)}, expected ({truth.shape[0]}, n') with "
-            f"n' >= {truth.shape[1]} since truth has shape {tuple(truth.shape)}: "
-            "atoms are columns, and every true group needs a partner"
-        )
-    A, rank = _orthonormal_groups(W, d)
-    B, true_rank = _orthonormal_groups(truth, d)
-    if (true_rank < d).any():
-        raise ValueError(
-            f"truth has {int((true_rank < d).sum())} groups with dependent columns, expected "
-            f"{d} independent ones in each group: check truth and group_size"
-        )
-    inner = torch.einsum("gmi,hmj->ghij", B, A)
-    cosines = torch.linalg.svdvals(inner)[..., -1]
-    rows, columns = linear_sum_assignment(cosines.square().cpu().numpy(), maximize=True)
-    rows, columns = torch.from_numpy(rows), torch.from_numpy(columns)
-    sines = torch.linalg.svdvals(B - A[columns] @ inner[rows, columns].mT)[:, 0]
-    return torch.atan2(sines, cosines[rows, columns])
-
-
-def _orthonormal_groups(D: Tensor, d: int) -> tuple[Tensor, Tensor]:
-    """Orthonormal bases (G, m, d) of the spans of groups, zero columns beyond their ranks (G,)."""
-    blocks = D.unflatten(1, (-1, d)).transpose(0, 1)
-    U, values, _ = torch.linalg.svd(blocks, full_matrices=False)
-    bound = max(blocks.shape[-2:]) * torch.finfo(D.dtype).eps * values[:, :1]
-    kept = values > bound
-    U = U * kept[:, None]
-    return torch.cat([U, U.new_zeros(*U.shape[:2], d - U.shape[2])], 2), kept.sum(dim=1)
 
 
 def clustering_accuracy(truth, labels) -> float:
@@ -278,6 +165,47 @@ def clustering_accuracy(truth, labels) -> float:
     return float(counts[linear_sum_assignment(counts, maximize=True)].sum() / len(truth))
 
 
+def accuracy(model, images, labels, batch_size: int = 1000) -> float:
+    """Share of images whose largest score is that of their class.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Images (B, ...) to scores (B, classes). It runs in ``eval()`` mode without gradients, and
+        its mode is put back.
+    images : tensor, shape (N, ...)
+        Moved batch by batch to the model's device.
+    labels : tensor, shape (N,)
+        Classes 0, 1, ...
+    batch_size : int
+        Images in one pass of the model.
+
+    Returns
+    -------
+    float
+        Between 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many labels as images, or none, the model returns no scores or NaN,
+        or a label has no score.
+    """
+    labels = as_labels(labels, "labels")
+    if len(labels) != len(images):
+        raise ValueError(
+            f"images has {len(images)} entries but labels {len(labels)}, expected as many labels "
+            "as images: cut both alike"
+        )
+    found = []
+    with evaluating(model):
+        for x in batches_of(images, model, batch_size, "images"):
+            scores = model(x)
+            _check_scores(scores, len(x), labels)
+            found.append(scores.argmax(dim=1).cpu())
+    return (torch.cat(found) == labels).double().mean().item()
+
+
 def psnr(image, reference, peak: float = 1.0) -> float:
     r"""Peak signal-to-noise ratio in decibels.
 
@@ -304,7 +232,7 @@ def psnr(image, reference, peak: float = 1.0) -> float:
     ValueError
         If the shapes differ or are empty, or ``reference`` does not fit into ``peak``.
     """
-    image, reference = _as_pair(image, reference, "image", "reference")
+    image, reference = as_pair(image, reference, "image", "reference")
     peak = as_number(peak, "peak", positive=True)
     if image.shape != reference.shape or image.numel() == 0:
         raise ValueError(
@@ -321,12 +249,18 @@ def psnr(image, reference, peak: float = 1.0) -> float:
     return 10 * math.log10(peak**2 / error) if error > 0 else math.inf
 
 
-def _as_pair(a, b, name_a: str, name_b: str) -> tuple[Tensor, Tensor]:
-    """Two tensors of one dtype and device; one that is no tensor yet follows the other."""
-    if isinstance(b, Tensor) and not isinstance(a, Tensor):
-        b, a = _as_pair(b, a, name_b, name_a)
-        return a, b
-    a = as_tensor(a, name_a)
-    b = as_tensor(b, name_b, like=a)
-    match(a, b, name_a, name_b)
-    return a, b
+def _check_scores(scores, count: int, labels: Tensor) -> None:
+    if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != count:
+        came = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(
+            f"the model returned {came}, expected scores ({count}, classes): check its last layer"
+        )
+    if labels.min() < 0 or labels.max() >= scores.shape[1]:
+        raise ValueError(
+            f"labels run from {labels.min()} to {labels.max()}, expected 0 to "
+            f"{scores.shape[1] - 1}, one of the {scores.shape[1]} scores of the model"
+        )
+    if scores.isnan().any():
+        raise ValueError(
+            "the model returned NaN, expected scores: its weights or the images have it"
+        )

@@ -1,16 +1,19 @@
-r"""Small vision transformers: the blocks of CRATE beside the usual ones.
+r"""Small networks for images: the blocks of CRATE, the usual transformer, a plain CNN.
 
 An image is cut into patches, each becomes a token, and blocks of attention and of a layer
 between the features of a token take turns. :class:`CrateBlock` is the block that
 :cite:t:`yu2023white` derive from sparse coding: :class:`SubspaceAttention`, whose heads have one
 matrix where the usual ones have three, and :class:`IstaLayer`, one step of ISTA where the usual
 block has a perceptron with one hidden layer. :class:`VitBlock` is the usual block
-:cite:p:`dosovitskiy2021image`. :func:`vision_transformer` makes a classifier of either.
+:cite:p:`dosovitskiy2021image`. :func:`vision_transformer` makes a classifier of either, and
+:func:`small_cnn` one of two convolutions.
 
 Everything here is trained; for weights that are computed see :mod:`dsclib.transformers`.
 """
 
 from __future__ import annotations
+
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +27,7 @@ __all__ = [
     "SubspaceAttention",
     "VisionTransformer",
     "VitBlock",
+    "small_cnn",
     "vision_transformer",
 ]
 
@@ -216,3 +220,59 @@ def vision_transformer(
             for _ in range(as_count(depth, "depth", at_least=0))
         ]
         return VisionTransformer(blocks, image_size, patch, width, as_count(classes, "classes"))
+
+
+def small_cnn(
+    channels: tuple[int, int] = (16, 32),
+    *,
+    image_size: int = 28,
+    colours: int = 1,
+    classes: int = 10,
+    seed: int | None = None,
+) -> nn.Sequential:
+    """A small convolutional classifier, plain enough to take apart.
+
+    Its layers are called ``conv1``, ``relu1``, ``conv2``, ``relu2``, ``flatten`` and ``linear``:
+    filters of 5 x 5 and then 3 x 3 pixels, both with stride 2, and a linear layer.
+
+    Parameters
+    ----------
+    channels : two ints
+        Filters of the two convolutions.
+    image_size : int
+        Side of the images in pixels.
+    colours, classes : int
+        Channels of the images; numbers the network returns for each.
+    seed : int, optional
+        Of the random weights; torch's default generator if not given.
+
+    Returns
+    -------
+    torch.nn.Sequential
+        From images (B, colours, image_size, image_size) to scores (B, classes), in torch's
+        default dtype, to be trained.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of its range, or ``channels`` are not two.
+    """
+    if not isinstance(channels, tuple | list) or len(channels) != 2:
+        raise ValueError(
+            f"channels = {channels!r}, expected two numbers, the filters of each convolution: "
+            "such as (16, 32)"
+        )
+    first, second = (as_count(c, "channels") for c in channels)
+    side = -(-as_count(image_size, "image_size") // 4)
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(as_count(seed, "seed", at_least=0))
+        layers = {
+            "conv1": nn.Conv2d(as_count(colours, "colours"), first, 5, stride=2, padding=2),
+            "relu1": nn.ReLU(),
+            "conv2": nn.Conv2d(first, second, 3, stride=2, padding=1),
+            "relu2": nn.ReLU(),
+            "flatten": nn.Flatten(),
+            "linear": nn.Linear(second * side**2, as_count(classes, "classes")),
+        }
+    return nn.Sequential(OrderedDict(layers))

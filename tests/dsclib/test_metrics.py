@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.linalg import subspace_angles
 
 from dsclib.metrics import (
+    accuracy,
     atom_recovery,
     clustering_accuracy,
     principal_angle,
@@ -163,6 +164,55 @@ def test_clustering_accuracy_takes_any_integers_and_numbers_of_clusters():
     assert clustering_accuracy(truth, torch.zeros(6, dtype=torch.uint8)) == pytest.approx(1 / 3)
 
 
+# ---------------------------------------------------------------- classifiers
+
+
+def classifier():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Dropout(0.9)
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds, st.integers(1, 12), st.integers(1, 12))
+def test_accuracy_is_the_share_of_right_answers(seed, count, batch_size):
+    model = classifier()
+    images = normal(count, 4, seed=seed, dtype=torch.float32)
+    labels = torch.randint(3, (count,), generator=torch.Generator().manual_seed(seed))
+    answers = model.eval()(images).argmax(1)
+    model.train()
+    share = accuracy(model, images, labels, batch_size)
+    assert type(share) is float
+    assert share == pytest.approx((answers == labels).double().mean().item())
+    assert accuracy(model, images, answers, batch_size) == 1.0
+
+
+def test_accuracy_leaves_the_model_as_it_was():
+    model = classifier()
+    model[1].eval()
+    modes = [part.training for part in model.modules()]
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    images, labels = normal(5, 4, dtype=torch.float32), [0, 1, 2, 0, 1]
+    share = accuracy(model, images, labels)
+    assert accuracy(model, images.double().numpy(), np.array(labels)) == share
+    with pytest.raises(RuntimeError):
+        accuracy(model, images[:, :3], labels)
+    assert [part.training for part in model.modules()] == modes and torch.is_grad_enabled()
+    assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+    assert accuracy(lambda_module(), normal(5, 4), labels) == pytest.approx(0.4)
+
+
+def lambda_module():
+    """Has no weights: always answers class 1."""
+
+    class Always(torch.nn.Module):
+        def forward(self, x):
+            return torch.eye(3)[torch.ones(len(x), dtype=torch.long)]
+
+    return Always()
+
+
 # ---------------------------------------------------------------- images
 
 
@@ -214,6 +264,14 @@ NAN = torch.tensor([[math.nan, 1.0]])
         (lambda: clustering_accuracy([[0, 1]], [0, 1]), "shape"),
         (lambda: clustering_accuracy([0, 1], []), "labels has"),
         (lambda: clustering_accuracy([0, 1], ["cat", "dog"]), "number the classes"),
+        (lambda: accuracy(classifier(), normal(2, 4), [0]), "images has 2 entries but labels 1"),
+        (lambda: accuracy(classifier(), normal(0, 4), []), "labels has"),
+        (lambda: accuracy(classifier(), torch.ones(2, 4), [0.0, 1.0]), "expected integers"),
+        (lambda: accuracy(classifier(), torch.ones(2, 4), [0, 3]), "labels run from 0 to 3"),
+        (lambda: accuracy(classifier(), torch.ones(2, 4), [0, -1]), "labels run from -1 to 0"),
+        (lambda: accuracy(classifier(), torch.ones(2, 4), [0, 1], 0), "batch_size = 0"),
+        (lambda: accuracy(torch.nn.Flatten(0), torch.ones(2, 4), [0, 1]), r"returned \(8,\)"),
+        (lambda: accuracy(torch.nn.Identity(), torch.full((2, 3), NAN[0, 0]), [0, 1]), "NaN"),
         (lambda: psnr(X, X[:1]), "expected the same"),
         (lambda: psnr(X[:0], X[:0]), "not empty"),
         (lambda: psnr(X, X, peak=0), "peak = 0"),

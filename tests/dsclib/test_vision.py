@@ -14,6 +14,7 @@ from dsclib.vision import (
     IstaLayer,
     SubspaceAttention,
     VitBlock,
+    small_cnn,
     vision_transformer,
 )
 
@@ -234,6 +235,54 @@ def test_learns_digits(kind, options):
     assert (answers == test.labels).float().mean() > 0.75
 
 
+# ---------------------------------------------------------------- the plain CNN
+
+
+@pytest.mark.parametrize("side", range(1, 34, 4))
+def test_small_cnn_takes_images_of_any_size(side):
+    network = small_cnn((3, 5), image_size=side, colours=2, classes=7, seed=0)
+    names = ["conv1", "relu1", "conv2", "relu2", "flatten", "linear"]
+    assert [name for name, _ in network.named_children()] == names
+    assert network(torch.rand(4, 2, side, side)).shape == (4, 7)
+
+
+def test_small_cnn_is_two_convolutions_and_a_linear_layer():
+    network, x = small_cnn(seed=0), torch.rand(3, 1, 28, 28)
+    z = F.relu(F.conv2d(x, network.conv1.weight, network.conv1.bias, 2, 2))
+    assert z.shape == (3, 16, 14, 14)
+    z = F.relu(F.conv2d(z, network.conv2.weight, network.conv2.bias, 2, 1))
+    assert z.shape == (3, 32, 7, 7)
+    scores = F.linear(z.flatten(1), network.linear.weight, network.linear.bias)
+    assert torch.equal(network(x), scores)
+
+
+def test_seeds_of_small_cnn():
+    def weights(seed):
+        return nn.utils.parameters_to_vector(small_cnn((2, 3), seed=seed).parameters())
+
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    assert torch.equal(weights(1), weights(1)) and not torch.equal(weights(1), weights(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    first = weights(None)
+    torch.manual_seed(5)
+    assert torch.equal(weights(None), first) and not torch.equal(weights(None), first)
+
+
+def test_small_cnn_learns_digits():
+    train, test = digits("train"), digits("test")
+    network = small_cnn((8, 16), image_size=8, seed=0)
+    optimiser = torch.optim.Adam(network.parameters(), lr=5e-3)
+    for batch in torch.randint(len(train.labels), (100, 50)):
+        loss = F.cross_entropy(network(train.images[batch, None]), train.labels[batch])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    with torch.no_grad():
+        answers = network(test.images[:, None]).argmax(1)
+    assert (answers == test.labels).float().mean() > 0.8
+
+
 def test_accepts_arrays_and_double_precision():
     network = vision_transformer("crate", image_size=8, patch=2).double()
     images = torch.rand(2, 8, 8, dtype=DOUBLE)
@@ -258,6 +307,13 @@ BAD = [
     (lambda: vision_transformer("crate")(torch.rand(1, 32, 32)), "(B, 28, 28)"),
     (lambda: vision_transformer("crate").double()(torch.rand(1, 28, 28)), "torch.float32"),
     (lambda: vision_transformer("crate")(torch.full((1, 28, 28), torch.nan)), "784 NaN"),
+    (lambda: small_cnn(16), "channels = 16, expected two numbers"),
+    (lambda: small_cnn((16,)), "channels = (16,), expected two numbers"),
+    (lambda: small_cnn((16, 0)), "channels = 0"),
+    (lambda: small_cnn(image_size=0), "image_size = 0"),
+    (lambda: small_cnn(colours=0), "colours = 0"),
+    (lambda: small_cnn(classes=1.5), "classes = 1.5"),
+    (lambda: small_cnn(seed=-1), "seed = -1"),
     (lambda: VitBlock(12, 3, 20, "tanh"), "activation = 'tanh'"),
     (lambda: VitBlock(12, 5, 20, "relu"), "heads = 5 does not divide width = 12"),
     (lambda: VitBlock(12, 3, 20, "relu")(torch.rand(5, 12)), "z[None]"),
