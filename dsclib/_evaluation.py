@@ -13,16 +13,22 @@ from ._checks import as_count
 
 
 @contextmanager
-def evaluating(model):
-    """``eval()`` mode without gradients; the mode of every part is put back."""
+def eval_mode(model):
+    """``eval()`` mode; the mode of every part is put back."""
     modes = [(part, part.training) for part in model.modules()]
     try:
         model.eval()
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+@contextmanager
+def evaluating(model):
+    """``eval()`` mode without gradients."""
+    with eval_mode(model), torch.no_grad():
+        yield
 
 
 def batches_of(x, model, batch_size: int, name: str = "x") -> Iterator[Tensor]:

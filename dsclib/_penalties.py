@@ -129,10 +129,11 @@ def kl_rate(z: Tensor, rate: float = 0.05, axis: int = 1) -> Tensor:
     .. math:: \frac{1}{C} \sum_{c=1}^{C} r \log\frac{r}{a_c} + (1 - r) \log\frac{1 - r}{1 - a_c},
               \qquad a_c = \operatorname{mean}\bigl(1 - e^{-|z_c|}\bigr)
 
-    The penalty of sparse autoencoders :cite:p:`lee2007sparse`, whose units lie between 0 and 1.
-    Features of a ReLU do not, so each is read as the rate of a Poisson process and counts by
-    the probability of at least one event; :math:`a_c` is its mean over the batch and all
-    positions. Other penalties make each signal sparse, this one each channel rare.
+    As in sparse autoencoders, whose units lie between 0 and 1 (:cite:t:`lee2007sparse` penalise
+    the squared difference from the target instead). Features of a ReLU do not lie there, so each
+    is read as the rate of a Poisson process and counts by the probability of at least one event;
+    :math:`a_c` is its mean over the batch and all positions. Other penalties make each signal
+    sparse, this one each channel rare.
 
     Parameters
     ----------

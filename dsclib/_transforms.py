@@ -96,7 +96,8 @@ class Threshold(nn.Module):
               t_c = \log(1 + e^{\tau_c}) > 0
 
     The proximal map of :math:`t_c z_c` on :math:`z_c \ge 0`, so the threshold is the weight of an
-    l1 penalty that the layer sets for itself. After a ReLU or in place of one.
+    l1 penalty that the layer sets for itself. After a ReLU or in place of one. Thresholds are few
+    beside the biases that can do their work: give them a larger learning rate of their own.
 
     Parameters
     ----------
@@ -183,7 +184,7 @@ def keep_largest(z: Tensor, share: float, axis: int | None = None) -> Tensor:
     rows = z.flatten(1) if axis is None else channels_first(z, axis).movedim(1, -1)
     k = max(1, round(share * rows.shape[-1]))
     # As in top_k, whose look for NaN would stop a GPU at each layer and break a compiled graph.
-    largest = rows.detach().abs().topk(k, dim=-1).indices
+    largest = rows.detach().abs().topk(k, dim=-1, sorted=False).indices
     kept = torch.zeros_like(rows, dtype=torch.bool).scatter(-1, largest, True)
     rows = rows.masked_fill(~kept, 0.0)
     return rows.view_as(z) if axis is None else rows.movedim(-1, axis)

@@ -26,7 +26,7 @@ BUILD_VARIABLE = "DSCLIB_BOOK_BUILD"
 MOST_FRAMES = 150
 _SYMBOLS = {
     "lam": "λ", "mu": "μ", "sigma": "σ", "theta": "θ", "rho": "ρ", "eps": "ε", "alpha": "α",
-    "delta": "δ",
+    "delta": "δ", "tau": "τ",
 }  # fmt: skip
 _SCRIPT = """
 (() => {

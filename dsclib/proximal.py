@@ -133,7 +133,7 @@ def top_k(z, k: int) -> Tensor:
     """
     z = _as_codes(z)
     k = as_count(k, "k", at_most=z.shape[-1])
-    largest = z.abs().topk(k, dim=-1).indices
+    largest = z.abs().topk(k, dim=-1, sorted=False).indices
     return z * torch.zeros_like(z).scatter(-1, largest, 1.0)
 
 
