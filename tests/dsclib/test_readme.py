@@ -21,9 +21,10 @@ def test_the_examples_of_the_readme_run(default_dtype, capsys):
     section = text[text.index("## Use the library") : text.index("## Where things are")]
     blocks = re.findall(r"(?:^    .*\n|^\n)+", section, flags=re.MULTILINE)
     code = [b for b in blocks if "import" in b]
-    assert len(code) == 2
+    assert len(code) == 3
     names: dict = {}
     for block in code:
         exec(re.sub(r"^    ", "", block, flags=re.MULTILINE), names)
+    assert names["loss"].isfinite() and names["model"][0].weight.grad.any()
     error, sign, bound = capsys.readouterr().out.splitlines()[-1].split()
     assert sign == "<=" and 0 < float(error) <= float(bound)
